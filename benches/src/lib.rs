@@ -1,0 +1,1 @@
+//! How fast Ferrite is, measured the same way every time.

@@ -1,0 +1,1 @@
+//! Sealed segments of the log as objects in an object store.

@@ -1,0 +1,25 @@
+//! Ferrite's store: a HybridLog (the FASTER family) behind a small, embeddable surface.
+//!
+//! ```text
+//!   Store::open(Config) ── session() ── enter() ── read / update / update_many / walk
+//!                      └── checkpoint()            (one `Operation` per command)
+//! ```
+//!
+//! A [`Store`] owns the index, the log and the threads that flush it. A [`Session`] is one
+//! thread's handle. [`Session::enter`] pins the session for a short batch; operations run on the
+//! resulting [`Inside`]. An operation never blocks: when it needs a record that lies on the
+//! device, or room in the log, it answers [`Stop::Pending`], and its token comes out of
+//! [`Session::ready`] once the same call can be made again.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Ferrite needs a 64-bit target");
+
+pub mod device;
+mod error;
+mod store;
+
+pub use error::{CheckpointError, OpenError, OperationError};
+pub use store::{
+    Change, CheckpointReport, Config, Database, Inside, IoChoice, Many, Operation, Recovery,
+    Session, Stats, Stop, Store, Token, Value,
+};

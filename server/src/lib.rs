@@ -1,0 +1,1 @@
+//! The `ferrite` server: RESP in, RESP out.
