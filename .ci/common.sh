@@ -1,0 +1,20 @@
+# Sourced by the checks: where things lie, and how a check says that it could not run.
+#
+# A check is one script. It runs the same on a laptop and in CI, from any directory, and ends with
+#   0   what it shows holds
+#   77  it could not run here; its last line is `skipped: REASON`
+#   any other status: it failed, and its output says how.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+root=$PWD
+target=${CARGO_TARGET_DIR:-$root/target}
+case $target in /*) ;; *) target=$root/$target ;; esac
+export CARGO_TARGET_DIR=$target
+export CARGO_TERM_COLOR=never
+work=$target/ci
+mkdir -p "$work/logs"
+
+skip() {
+    echo "skipped: $*"
+    exit 77
+}
