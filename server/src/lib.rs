@@ -1,1 +1,16 @@
 //! The `ferrite` server: RESP in, RESP out.
+//!
+//! ```text
+//!   transport/   bytes in and out           one thread a worker
+//!   connection   bytes to commands, replies in order
+//!   commands/    rows and handlers
+//!   hybridlog    the store
+//! ```
+
+pub mod client;
+pub mod commands;
+pub mod context;
+pub mod counters;
+pub mod error;
+pub mod limits;
+pub mod resp;

@@ -1,0 +1,145 @@
+//! The commands: rows ([`CommandSpec`]) in one file for each family, and the way from the words of
+//! a command to its handler.
+//!
+//! ```text
+//!   words ── table().resolve() ── Entry ── Run::Inside(handler)   on a batch; may run again
+//!                 │                   └─── Run::Outside(handler)  between batches; may hand a job
+//!                 └ unknown command, arity                        to another thread
+//! ```
+//!
+//! A handler parses with a cursor, calls the store, writes the reply, in that order. An inside
+//! handler that gets [`Stop::Pending`] from the store passes it on with `?` and is called again
+//! from its first line: the store repeats nothing, since nothing was changed, and the reply
+//! written so far is thrown away. What it must keep between its runs goes into
+//! [`Call::progress`].
+
+pub mod args;
+mod connection;
+mod keys;
+mod spec;
+mod string;
+mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use spec::{Access, Categories, CommandSpec, Flags, Group, KeySpec, Run};
+pub use table::{Entry, Table, table};
+
+use crate::client::Client;
+use crate::context::Context;
+use crate::counters::WorkerCounters;
+use crate::error::{ErrorReply, Outcome, Stop};
+use crate::resp::Reply;
+use args::Args;
+use ferrite_hybridlog::{Database, Inside, Operation};
+use std::any::Any;
+use std::sync::Arc;
+
+/// The rows, family by family.
+const FAMILIES: &[&[CommandSpec]] = &[connection::COMMANDS, keys::COMMANDS, string::COMMANDS];
+
+/// What an inside handler works with. The fields are borrowed apart from each other, so a closure
+/// given to the store can write the reply.
+pub struct Call<'c, 's> {
+    /// The words of the command.
+    pub args: Args<'c>,
+    /// The store, for this batch.
+    pub inside: &'c mut Inside<'s>,
+    /// The command's state in the store; given to each of its calls.
+    pub op: &'c mut Operation,
+    /// Who asks.
+    pub client: &'c mut Client,
+    /// Where the reply goes.
+    pub reply: Reply<'c>,
+    /// What the handler keeps between its runs; empty at the first.
+    pub progress: &'c mut Option<Box<dyn Any>>,
+    /// The worker's counters; `keyspace_hits` and `keyspace_misses` are the handlers' to count.
+    pub counters: &'c WorkerCounters,
+    /// The server.
+    pub context: &'c Context,
+}
+
+impl Call<'_, '_> {
+    /// The client's database.
+    pub fn db(&self) -> Database {
+        self.client.db
+    }
+}
+
+/// What an outside handler works with.
+pub struct OutsideCall<'c> {
+    /// The words of the command.
+    pub args: Args<'c>,
+    /// Who asks.
+    pub client: &'c mut Client,
+    /// Where the reply goes.
+    pub reply: Reply<'c>,
+    /// The server.
+    pub context: &'c Arc<Context>,
+    /// Set by [`OutsideCall::defer`].
+    pub(crate) job: Option<Job>,
+}
+
+/// Work for another thread; what it writes is the command's reply.
+pub type Job = Box<dyn FnOnce(&Arc<Context>, &mut Reply<'_>) -> Outcome + Send>;
+
+impl OutsideCall<'_> {
+    /// Lets another thread do the work, for what blocks longer than a safepoint. The connection
+    /// waits for it, the others go on. An error of the job is the reply; what the handler itself
+    /// has written stays before it. A job has no batch and must not answer [`Stop::Pending`].
+    pub fn defer(
+        &mut self,
+        job: impl FnOnce(&Arc<Context>, &mut Reply<'_>) -> Outcome + Send + 'static,
+    ) -> Outcome {
+        self.job = Some(Box::new(job));
+        Ok(())
+    }
+}
+
+/// A number of a database as SELECT and its kin take it.
+pub fn database(context: &Context, word: &[u8]) -> Result<Database, ErrorReply> {
+    let n = args::integer(word)?;
+    match u16::try_from(n) {
+        Ok(n) if n < context.databases => Ok(Database(n as u8)),
+        _ => Err(crate::error::DB_OUT_OF_RANGE),
+    }
+}
+
+/// Writes what a container answers to HELP.
+pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
+    const LAST: [&str; 2] = ["HELP", "    Print this help."];
+    reply.array(lines.len() + 1 + LAST.len());
+    reply.simple(&format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
+    lines.iter().chain(&LAST).for_each(|line| reply.simple(line));
+}
+
+/// What became of one run of a handler.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// The reply is complete.
+    Done,
+    /// The reply is an error.
+    Failed,
+    /// To be run again when its operation is ready.
+    Pending,
+    /// To be run again after others had their turn.
+    Again,
+}
+
+/// Turns a handler's outcome into a complete reply, or takes back what it wrote.
+pub fn settle(outcome: Outcome, reply: &mut Reply<'_>, begun: usize, context: &Context) -> Ran {
+    let stop = match outcome {
+        Ok(()) => return Ran::Done,
+        Err(stop) => stop,
+    };
+    reply.truncate(begun);
+    match stop {
+        Stop::Pending => Ran::Pending,
+        Stop::Again => Ran::Again,
+        Stop::Error(error) => {
+            context.errors.count(&error);
+            reply.error(&error);
+            Ran::Failed
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! RESP, the protocol of Redis: [`decode`] finds commands in bytes, [`encode`] writes replies.
+
+pub mod decode;
+pub mod encode;
+
+pub use decode::Range;
+pub use encode::{Protocol, Reply};
