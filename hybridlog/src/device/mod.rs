@@ -12,6 +12,16 @@
 //!   submitting call's stack while it holds a lock of the device.
 //! * Buffers are aligned to [`ALIGNMENT`]; offsets and lengths of segment I/O are multiples of it.
 
+mod descriptors;
+mod directory;
+mod local;
+mod names;
+mod posix;
+#[cfg(test)]
+mod tests;
+
+pub use local::{LocalDevice, Opened, open};
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
