@@ -16,6 +16,7 @@ compile_error!("Ferrite needs a 64-bit target");
 
 pub mod device;
 mod error;
+pub mod segment_store;
 mod store;
 
 pub use error::{CheckpointError, OpenError, OperationError};
