@@ -12,5 +12,8 @@ pub mod commands;
 pub mod context;
 pub mod counters;
 pub mod error;
+pub mod glob;
+pub mod lcs;
 pub mod limits;
+pub mod numbers;
 pub mod resp;
