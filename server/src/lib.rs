@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod commands;
+pub mod config;
 pub mod context;
 pub mod counters;
 pub mod error;

@@ -1,0 +1,323 @@
+//! The configuration, parsed: what the server and the store are started with.
+
+use super::error::ConfigError;
+use super::value::{Bytes, Value, parse_address};
+use super::values::Values;
+use ferrite_hybridlog::IoChoice;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All settings that this version reads, typed.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: ServerSettings,
+    /// `[storage]`, as the store takes it. The directory is as written, not made absolute.
+    pub store: ferrite_hybridlog::Config,
+    /// `[persistence]`
+    pub persistence: Persistence,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[logging]`
+    pub logging: Logging,
+}
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Addresses to listen on; at least one.
+    pub bind: Vec<IpAddr>,
+    /// TCP port; 0 lets the system choose.
+    pub port: u16,
+    /// Threads that serve connections; at least one.
+    pub workers: usize,
+    /// How sockets are read and written.
+    pub transport: Transport,
+    /// Clients served at once. Live.
+    pub max_connections: u64,
+    /// Idle time before TCP probes a connection; zero sends none. Live.
+    pub tcp_keepalive: Duration,
+    /// Idle time after which a client is closed; zero never does. Live.
+    pub timeout: Duration,
+    /// Bytes of the longest argument that is read. Live.
+    pub max_bulk_size: u64,
+    /// Bytes of unfinished commands at which their client is closed. Live.
+    pub max_query_buffer: u64,
+    /// Bytes of unsent replies at which their client is closed; 0 is no limit. Live.
+    pub max_output_buffer: u64,
+    /// Time after which a client that takes no byte of its replies is closed. Live.
+    pub output_stall: Duration,
+}
+
+/// How sockets are read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// The best that works here.
+    Auto,
+    /// tokio's epoll.
+    Epoll,
+}
+
+/// `[persistence]`
+#[derive(Clone, Debug)]
+pub struct Persistence {
+    /// Whether checkpoints are taken at intervals and at a shutdown. Live.
+    pub checkpoint_enabled: bool,
+    /// The time between them. Live.
+    pub checkpoint_interval: Duration,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Whether there is an HTTP server.
+    pub enabled: bool,
+    /// Its addresses.
+    pub bind: Vec<IpAddr>,
+    /// Its port; 0 lets the system choose.
+    pub port: u16,
+}
+
+/// `[logging]`
+#[derive(Clone, Debug)]
+pub struct Logging {
+    /// What is logged. Live.
+    pub level: tracing::Level,
+    /// How it is written.
+    pub format: LogFormat,
+    /// Where; `None` is standard error.
+    pub file: Option<PathBuf>,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people; coloured on a terminal.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Types the values and looks at the relations between them.
+    pub fn from_values(values: &Values) -> Result<Self, ConfigError> {
+        let read = Reader(values);
+        let config = Self {
+            server: server(read),
+            store: store(read)?,
+            persistence: Persistence {
+                checkpoint_enabled: read.flag("persistence.checkpoint_enabled"),
+                checkpoint_interval: read.duration("persistence.checkpoint_interval"),
+            },
+            metrics: Metrics {
+                enabled: read.flag("metrics.enabled"),
+                bind: read.addresses("metrics.bind"),
+                port: read.port("metrics.port"),
+            },
+            logging: Logging {
+                level: level(read.choice("logging.level")),
+                format: match read.choice("logging.format") {
+                    "json" => LogFormat::Json,
+                    _ => LogFormat::Pretty,
+                },
+                file: Some(PathBuf::from(read.text("logging.file")))
+                    .filter(|path| !path.as_os_str().is_empty()),
+            },
+        };
+        config.ports_differ()?;
+        Ok(config)
+    }
+
+    /// Addresses to listen on.
+    pub fn listen_addresses(&self) -> Vec<SocketAddr> {
+        self.server.bind.iter().map(|ip| SocketAddr::new(*ip, self.server.port)).collect()
+    }
+
+    /// Whether every address to listen on is reached from this machine only.
+    pub fn is_loopback_only(&self) -> bool {
+        self.server.bind.iter().all(IpAddr::is_loopback)
+    }
+
+    fn ports_differ(&self) -> Result<(), ConfigError> {
+        let port = self.metrics.port;
+        if self.metrics.enabled && port != 0 && port == self.server.port {
+            return Err(ConfigError::Relation {
+                name: "metrics.port",
+                value: port.to_string(),
+                why: "server.port is the same; they must differ".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn server(read: Reader<'_>) -> ServerSettings {
+    ServerSettings {
+        bind: read.addresses("server.bind"),
+        port: read.port("server.port"),
+        workers: usize::try_from(read.integer("server.workers")).expect("the row's range"),
+        transport: match read.choice("server.transport") {
+            "epoll" => Transport::Epoll,
+            _ => Transport::Auto,
+        },
+        max_connections: read.integer("server.max_connections"),
+        tcp_keepalive: read.duration("server.tcp_keepalive"),
+        timeout: read.duration("server.timeout"),
+        max_bulk_size: read.size("server.max_bulk_size"),
+        max_query_buffer: read.size("server.max_query_buffer"),
+        max_output_buffer: read.size("server.max_output_buffer"),
+        output_stall: read.duration("server.output_stall"),
+    }
+}
+
+fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
+    let page_size = read.size("storage.hybridlog_page_size");
+    let segment_size = read.size("storage.hybridlog_segment_size");
+    if segment_size < page_size {
+        return Err(ConfigError::Relation {
+            name: "storage.hybridlog_segment_size",
+            value: Bytes(segment_size).to_string(),
+            why: format!(
+                "it must hold a page: storage.hybridlog_page_size is {}",
+                Bytes(page_size)
+            ),
+        });
+    }
+    for name in ["storage.hybridlog_mutable_size", "storage.hybridlog_readonly_size"] {
+        holds_two_pages(name, read.size(name), page_size)?;
+    }
+    let file = read.text("persistence.checkpoint_file");
+    Ok(ferrite_hybridlog::Config {
+        mutable_size: read.size("storage.hybridlog_mutable_size"),
+        readonly_size: read.size("storage.hybridlog_readonly_size"),
+        page_size,
+        segment_size,
+        block_cache_size: read.size("storage.block_cache_size"),
+        index_max_size: read.size("storage.index_max_size"),
+        databases: u16::try_from(read.integer("storage.databases")).expect("the row's range"),
+        io: match read.choice("storage.io") {
+            "io_uring" => IoChoice::IoUring,
+            "posix" => IoChoice::Posix,
+            _ => IoChoice::Auto,
+        },
+        compress_images: read.flag("persistence.checkpoint_compression"),
+        file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
+        spill: read.choice("storage.backend") == "hybridlog",
+        ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
+    })
+}
+
+fn holds_two_pages(name: &'static str, size: u64, page_size: u64) -> Result<(), ConfigError> {
+    let pages = size / page_size;
+    if pages >= 2 {
+        return Ok(());
+    }
+    Err(ConfigError::Relation {
+        name,
+        value: Bytes(size).to_string(),
+        why: format!(
+            "it must hold at least 2 pages, {}; or lower storage.hybridlog_page_size from {}",
+            Bytes(2 * page_size),
+            Bytes(page_size)
+        ),
+    })
+}
+
+fn level(word: &str) -> tracing::Level {
+    word.parse().expect("the row's words are tracing's levels")
+}
+
+/// Reads values by name. The kinds are the table's; a test builds a `Config` from the defaults.
+#[derive(Clone, Copy)]
+struct Reader<'a>(&'a Values);
+
+impl<'a> Reader<'a> {
+    fn flag(self, name: &str) -> bool {
+        matches!(self.0.named(name), Value::Flag(true))
+    }
+    fn integer(self, name: &str) -> u64 {
+        match self.0.named(name) {
+            Value::Integer(n) | Value::Size(n) => *n,
+            other => unreachable!("{name} is a number in the table, not {other:?}"),
+        }
+    }
+    fn size(self, name: &str) -> u64 {
+        self.integer(name)
+    }
+    fn port(self, name: &str) -> u16 {
+        u16::try_from(self.integer(name)).expect("the row's range is a port's")
+    }
+    fn duration(self, name: &str) -> Duration {
+        match self.0.named(name) {
+            Value::Duration(ms) => Duration::from_millis(*ms),
+            other => unreachable!("{name} is a duration in the table, not {other:?}"),
+        }
+    }
+    fn choice(self, name: &str) -> &'static str {
+        match self.0.named(name) {
+            Value::Choice(word) => word,
+            other => unreachable!("{name} is a choice in the table, not {other:?}"),
+        }
+    }
+    fn text(self, name: &str) -> &'a str {
+        match self.0.named(name) {
+            Value::Text(text) => text,
+            other => unreachable!("{name} is a text in the table, not {other:?}"),
+        }
+    }
+    fn addresses(self, name: &str) -> Vec<IpAddr> {
+        let words = self.text(name).split(' ');
+        words.map(|w| parse_address(w).expect("the row's kind parsed it")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    fn with(settings: &[(&str, &str)]) -> Result<Config, String> {
+        let mut values = Values::defaults();
+        for (name, text) in settings {
+            values.set_text(name, text, Source::Command).expect(name);
+        }
+        Config::from_values(&values).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_defaults_make_a_configuration() {
+        let config = with(&[]).expect("the defaults go together");
+        assert_eq!(config.listen_addresses(), ["127.0.0.1:6379".parse().expect("an address")]);
+        assert!(config.is_loopback_only());
+        assert_eq!(config.store.file_stem, "ferrite");
+        assert!(config.store.mutable_size >= 2 * config.store.page_size);
+    }
+
+    #[test]
+    fn sizes_that_do_not_go_together_are_told() {
+        assert_eq!(
+            with(&[("storage.hybridlog_mutable_size", "4MB")]).expect_err("one page"),
+            "storage.hybridlog_mutable_size = 4MiB does not work: it must hold at least 2 pages, \
+             8MiB; or lower storage.hybridlog_page_size from 4MiB"
+        );
+        assert_eq!(
+            with(&[("storage.hybridlog_segment_size", "1MB")]).expect_err("below a page"),
+            "storage.hybridlog_segment_size = 1MiB does not work: it must hold a page: \
+             storage.hybridlog_page_size is 4MiB"
+        );
+        let tiny = [
+            ("storage.hybridlog_page_size", "4KiB"),
+            ("storage.hybridlog_segment_size", "16KiB"),
+            ("storage.hybridlog_mutable_size", "8KiB"),
+            ("storage.hybridlog_readonly_size", "8KiB"),
+        ];
+        assert!(with(&tiny).is_ok());
+    }
+
+    #[test]
+    fn two_servers_do_not_get_one_port() {
+        assert!(with(&[("metrics.enabled", "yes"), ("metrics.port", "6379")]).is_err());
+        assert!(with(&[("metrics.port", "6379")]).is_ok());
+    }
+}
