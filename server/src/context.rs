@@ -1,9 +1,14 @@
 //! What all parts of one server share.
 
+use crate::checkpoints::Checkpoints;
 use crate::client::Clients;
+use crate::config::{Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
+use crate::facts::Facts;
 use crate::limits::Limits;
 use ferrite_hybridlog::Store;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// One server: its store, its clients, its counters. Shared by all of its threads.
@@ -22,12 +27,20 @@ pub struct Context {
     pub errors: Errors,
     /// When the server started.
     pub started: Instant,
+    /// The settings. What connections read often is copied into `limits`.
+    pub config: Live,
+    /// When checkpoints are taken, and how the last one went.
+    pub checkpoints: Arc<Checkpoints>,
+    /// What the start decided and found.
+    pub facts: Facts,
 }
 
 impl Context {
-    /// A server of `workers` workers around `store`.
+    /// A server of `workers` workers around `store`, with the settings' defaults.
     pub fn new(store: Store, databases: u16, workers: usize) -> Self {
+        let recovery = store.recovery();
         Self {
+            checkpoints: Arc::new(Checkpoints::new(&store, databases, &recovery)),
             store,
             databases,
             clients: Clients::default(),
@@ -35,7 +48,18 @@ impl Context {
             workers: (0..workers).map(|_| WorkerCounters::new()).collect(),
             errors: Errors::default(),
             started: Instant::now(),
+            config: Live::default(),
+            facts: Facts::new(PathBuf::new()),
         }
+    }
+    /// A server around `store` as `config` says; `store` was opened with it.
+    pub fn with_config(store: Store, config: Live, data_dir: PathBuf) -> Self {
+        let now: Arc<Config> = config.config();
+        let (databases, workers) = (now.store.databases, now.server.workers);
+        let context =
+            Self { config, facts: Facts::new(data_dir), ..Self::new(store, databases, workers) };
+        apply_limits(&now, &context.limits);
+        context
     }
 }
 

@@ -7,12 +7,14 @@
 //!   hybridlog    the store
 //! ```
 
+pub mod checkpoints;
 pub mod client;
 pub mod commands;
 pub mod config;
 pub mod context;
 pub mod counters;
 pub mod error;
+pub mod facts;
 pub mod glob;
 pub mod lcs;
 pub mod limits;

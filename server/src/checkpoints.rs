@@ -1,0 +1,195 @@
+//! When checkpoints are taken and how the last one went: what SAVE, BGSAVE, LASTSAVE, the interval,
+//! SHUTDOWN, INFO and the metrics share.
+//!
+//! One checkpoint at a time: whoever holds the [`Claim`] takes it. A failed one leaves the last
+//! complete one valid and is told in INFO, in the metrics and in the log.
+
+use crate::context::unix_ms;
+use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Store};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The checkpoints of one server.
+#[derive(Debug)]
+pub struct Checkpoints {
+    running: AtomicBool,
+    /// Changes that the store's counters do not show (FLUSHDB, SWAPDB).
+    unseen_changes: AtomicU64,
+    state: Mutex<State>,
+}
+
+/// How the checkpoints went so far.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Unix time of the newest complete checkpoint in milliseconds; when there is none, of the
+    /// start, as LASTSAVE has it.
+    pub last_save_ms: u64,
+    /// How long the last complete one took; `None` before the first of this run.
+    pub last_duration: Option<Duration>,
+    /// Bytes written for the last complete one.
+    pub last_bytes: u64,
+    /// Why the last one failed; `None` when it did not.
+    pub last_error: Option<String>,
+    /// Complete ones since the start.
+    pub completed: u64,
+    /// Failed ones since the start.
+    pub failed: u64,
+    /// When the running one began.
+    pub began: Option<Instant>,
+    written_at_last: Written,
+}
+
+/// How much was written, as far as the store counts it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Written {
+    changes: u64,
+    keys: u64,
+}
+
+impl Checkpoints {
+    /// For a store that has just been opened and recovered `recovery`.
+    pub fn new(store: &Store, databases: u16, recovery: &Recovery) -> Self {
+        let last_save_ms = match recovery.checkpoint {
+            Some(_) => recovery.taken_at_ms,
+            None => unix_ms(),
+        };
+        let unseen_changes = AtomicU64::new(0);
+        let state = State {
+            last_save_ms,
+            last_duration: None,
+            last_bytes: 0,
+            last_error: None,
+            completed: 0,
+            failed: 0,
+            began: None,
+            written_at_last: written(store, databases, 0),
+        };
+        Self { running: AtomicBool::new(false), unseen_changes, state: Mutex::new(state) }
+    }
+
+    /// The right to take the next checkpoint; `None` while one is being taken.
+    pub fn claim(self: &Arc<Self>) -> Option<Claim> {
+        // Acquire pairs with the release of the claim before: its state is seen.
+        let free = self.running.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        free.ok().map(|_| {
+            self.lock().began = Some(Instant::now());
+            Claim { checkpoints: Arc::clone(self) }
+        })
+    }
+    /// Whether one is being taken.
+    pub fn in_progress(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+    /// How they went so far.
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+    /// A change happened that writes no record: FLUSHDB, FLUSHALL, SWAPDB.
+    pub fn note_change(&self) {
+        self.unseen_changes.fetch_add(1, Ordering::Relaxed);
+    }
+    /// Writes since the last checkpoint (or the start). A write counts once for each record that
+    /// it wrote, so the number can exceed Redis's.
+    pub fn changes_since_last(&self, store: &Store, databases: u16) -> u64 {
+        let now = self.written(store, databases);
+        let last = self.lock().written_at_last;
+        // A key that expired writes nothing but is gone: it counts as one change.
+        let changes = now.changes.saturating_sub(last.changes);
+        if changes == 0 { u64::from(now != last) } else { changes }
+    }
+
+    fn written(&self, store: &Store, databases: u16) -> Written {
+        written(store, databases, self.unseen_changes.load(Ordering::Relaxed))
+    }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn written(store: &Store, databases: u16, unseen: u64) -> Written {
+    let stats = store.stats();
+    let number = |db: u16| Database(u8::try_from(db).expect("at most 256 databases"));
+    let keys = (0..databases).map(|db| store.key_count(number(db)).0).sum();
+    let changes = stats.appends.wrapping_add(stats.in_place_updates).wrapping_add(unseen);
+    Written { changes, keys }
+}
+
+/// The right to take a checkpoint. Dropped unused, it leaves no trace.
+#[derive(Debug)]
+pub struct Claim {
+    checkpoints: Arc<Checkpoints>,
+}
+
+impl Claim {
+    /// Takes it. Blocks until it is durable; no batch may be held.
+    pub fn take(self, store: &Store, databases: u16) -> Result<CheckpointReport, CheckpointError> {
+        let written = self.checkpoints.written(store, databases);
+        let result = store.checkpoint();
+        let mut state = self.checkpoints.lock();
+        match &result {
+            Ok(report) => {
+                state.last_save_ms = report.taken_at_ms;
+                state.last_duration = Some(report.duration);
+                state.last_bytes = report.bytes_written;
+                state.last_error = None;
+                state.completed += 1;
+                state.written_at_last = written;
+                tracing::info!(
+                    number = report.number,
+                    bytes = report.bytes_written,
+                    ms = report.duration.as_millis() as u64,
+                    "checkpoint taken"
+                );
+            }
+            Err(e) => {
+                state.last_error = Some(e.to_string());
+                state.failed += 1;
+                tracing::error!("checkpoint failed, the last complete one stays valid: {e}");
+            }
+        }
+        drop(state);
+        result
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.checkpoints.lock().began = None;
+        // Release pairs with the next claim's acquire.
+        self.checkpoints.running.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrite_hybridlog::Config;
+
+    #[test]
+    fn one_at_a_time_and_an_unused_claim_leaves_no_trace() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(Config::new(directory.path())).expect("opened");
+        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
+        let claim = all.claim().expect("free");
+        assert!(all.in_progress() && all.claim().is_none());
+        drop(claim);
+        assert!(!all.in_progress());
+        assert_eq!(all.state().completed, 0);
+        all.claim().expect("free again").take(&store, 16).expect("taken");
+        assert_eq!((all.state().completed, all.state().failed), (1, 0));
+        assert!(!all.in_progress());
+    }
+
+    #[test]
+    fn a_flush_counts_as_a_change() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(Config::new(directory.path())).expect("opened");
+        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
+        assert_eq!(all.changes_since_last(&store, 16), 0);
+        all.note_change();
+        assert_eq!(all.changes_since_last(&store, 16), 1);
+        all.claim().expect("free").take(&store, 16).expect("taken");
+        assert_eq!(all.changes_since_last(&store, 16), 0);
+    }
+}
