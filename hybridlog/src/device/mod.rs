@@ -14,6 +14,8 @@
 
 mod descriptors;
 mod directory;
+#[cfg(any(test, feature = "testing"))]
+pub mod fault;
 mod local;
 mod names;
 mod posix;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use super::fault::{Completion, FaultDevice};
 use super::*;
 use crate::IoChoice;
 
@@ -110,6 +111,12 @@ macro_rules! contract {
 
 contract! {
     posix: |path| Some(open(path, "ferrite", IoChoice::Posix).unwrap().device);
+    simulated: |_| Some(FaultDevice::new());
+    simulated_out_of_order: |_| {
+        let device = FaultDevice::new();
+        device.set_completion(Completion::Shuffled(1));
+        Some(device)
+    };
 }
 
 fn what_is_written_is_read_back(device: Arc<dyn Device>) {
