@@ -6,6 +6,8 @@ use crate::config::{Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
 use crate::limits::Limits;
+use crate::rates::Rates;
+use crate::totals::Baseline;
 use ferrite_hybridlog::Store;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +35,10 @@ pub struct Context {
     pub checkpoints: Arc<Checkpoints>,
     /// What the start decided and found.
     pub facts: Facts,
+    /// How fast things go.
+    pub rates: Rates,
+    /// The counters at the last CONFIG RESETSTAT.
+    pub baseline: Baseline,
 }
 
 impl Context {
@@ -50,6 +56,8 @@ impl Context {
             started: Instant::now(),
             config: Live::default(),
             facts: Facts::new(PathBuf::new()),
+            rates: Rates::default(),
+            baseline: Baseline::default(),
         }
     }
     /// A server around `store` as `config` says; `store` was opened with it.

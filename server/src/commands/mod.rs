@@ -14,7 +14,9 @@
 //! [`Call::progress`].
 
 pub mod args;
+mod config;
 mod connection;
+mod info;
 mod keys;
 mod spec;
 mod string;
@@ -36,7 +38,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 /// The rows, family by family.
-const FAMILIES: &[&[CommandSpec]] = &[connection::COMMANDS, keys::COMMANDS, string::COMMANDS];
+const FAMILIES: &[&[CommandSpec]] =
+    &[config::COMMANDS, connection::COMMANDS, info::COMMANDS, keys::COMMANDS, string::COMMANDS];
 
 /// What an inside handler works with. The fields are borrowed apart from each other, so a closure
 /// given to the store can write the reply.

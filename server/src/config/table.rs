@@ -141,6 +141,8 @@ const MAX: u64 = u64::MAX;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const YEAR_MS: u64 = 366 * 86_400_000;
+/// As many seconds as Redis takes, in milliseconds.
+const INT_MAX_S: u64 = i32::MAX as u64 * 1000;
 const MONTH_MS: u64 = 31 * 86_400_000;
 
 const TRANSPORTS: &[Choice] =
@@ -179,11 +181,11 @@ pub const ROWS: &[Row] = &[
         "Threads that serve connections.").default(Default::Cores),
     Row::new("server.transport", Kind::Choice(TRANSPORTS), "auto",
         "How sockets are read and written: auto, io_uring (not yet), epoll."),
-    Row::new("server.max_connections", Kind::Integer(1, 1_000_000), "10000",
+    Row::new("server.max_connections", Kind::Integer(1, u32::MAX as u64), "10000",
         "Clients served at once; one more is told so and closed.").live(),
-    Row::new("server.tcp_keepalive", Kind::Duration(0, MONTH_MS), "300",
+    Row::new("server.tcp_keepalive", Kind::Duration(0, INT_MAX_S), "300",
         "Idle time before TCP probes a connection; 0 sends no probes.").live(),
-    Row::new("server.timeout", Kind::Duration(0, YEAR_MS), "0",
+    Row::new("server.timeout", Kind::Duration(0, INT_MAX_S), "0",
         "Closes a client that was idle this long; 0 never does.").live(),
     Row::new("server.max_bulk_size", Kind::Size(MIB, 512 * MIB), "512MiB",
         "Longest argument that is read; a value is limited by the page as well.").live(),

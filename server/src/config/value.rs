@@ -346,7 +346,10 @@ impl fmt::Display for Span {
                 return write!(f, "{}{unit}", self.0 / factor);
             }
         }
-        write!(f, "{}ms", self.0)
+        match self.0 {
+            0 => f.write_str("0"),
+            ms => write!(f, "{ms}ms"),
+        }
     }
 }
 

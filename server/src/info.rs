@@ -1,0 +1,440 @@
+//! INFO: one function a section. Fields that mean what a field of Redis means have its name;
+//! Ferrite's own follow behind them. A number that Ferrite does not have is not printed, unless a
+//! common client reads it and zero is the truth.
+
+use crate::commands::table;
+use crate::context::{Context, unix_ms};
+use crate::memory::{FIXED_BYTES, Usage};
+use crate::process;
+use crate::totals::Totals;
+use ferrite_hybridlog::Database;
+use std::fmt::{self, Display, Write as _};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The version of Redis whose replies Ferrite gives. Clients choose commands by it.
+pub const REDIS_VERSION: &str = "7.0.15";
+/// Ferrite's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One section of INFO.
+#[derive(Debug)]
+pub struct Section {
+    /// Its name as INFO takes it, in lower case.
+    pub name: &'static str,
+    /// Its headline.
+    pub title: &'static str,
+    /// Whether INFO without arguments has it.
+    pub default: bool,
+    write: fn(&Context, &mut Fields),
+}
+
+/// All sections in the order in which they are printed.
+#[rustfmt::skip]
+pub const SECTIONS: &[Section] = &[
+    Section { name: "server", title: "Server", default: true, write: server },
+    Section { name: "clients", title: "Clients", default: true, write: clients },
+    Section { name: "memory", title: "Memory", default: true, write: memory },
+    Section { name: "persistence", title: "Persistence", default: true, write: persistence },
+    Section { name: "storage", title: "Storage", default: true, write: storage },
+    Section { name: "stats", title: "Stats", default: true, write: stats },
+    Section { name: "replication", title: "Replication", default: true, write: replication },
+    Section { name: "cpu", title: "CPU", default: true, write: cpu },
+    Section { name: "modules", title: "Modules", default: true, write: |_, _| {} },
+    Section { name: "commandstats", title: "Commandstats", default: false, write: commandstats },
+    Section { name: "errorstats", title: "Errorstats", default: true, write: errorstats },
+    Section { name: "cluster", title: "Cluster", default: true, write: cluster },
+    Section { name: "keyspace", title: "Keyspace", default: true, write: keyspace },
+];
+
+/// The text of the sections that `words` name; none at all names the default ones. `default`,
+/// `all` and `everything` name several; what is unknown names nothing.
+pub fn render<'w>(context: &Context, words: impl IntoIterator<Item = &'w [u8]>) -> String {
+    let mut wanted = [false; SECTIONS.len()];
+    let mut any = false;
+    for word in words {
+        any = true;
+        let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+        let all = is("all") || is("everything");
+        for (wanted, section) in wanted.iter_mut().zip(SECTIONS) {
+            *wanted |= all || is(section.name) || (is("default") && section.default);
+        }
+    }
+    if !any {
+        SECTIONS.iter().zip(&mut wanted).for_each(|(section, wanted)| *wanted = section.default);
+    }
+    let mut fields = Fields(String::with_capacity(4096));
+    for (section, _) in SECTIONS.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+        fields.headline(section.title);
+        (section.write)(context, &mut fields);
+    }
+    fields.0
+}
+
+/// The text being written.
+struct Fields(String);
+
+impl Fields {
+    fn headline(&mut self, title: &str) {
+        if !self.0.is_empty() {
+            self.0.push_str("\r\n");
+        }
+        self.line(format_args!("# {title}"));
+    }
+    fn field(&mut self, name: &str, value: impl Display) {
+        self.line(format_args!("{name}:{value}"));
+    }
+    /// A number of bytes, and the same for people.
+    fn bytes(&mut self, name: &str, bytes: u64) {
+        self.field(name, bytes);
+        self.line(format_args!("{name}_human:{}", Human(bytes)));
+    }
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        self.0.write_fmt(line).expect("a String takes all");
+        self.0.push_str("\r\n");
+    }
+}
+
+/// Bytes as Redis prints them for people.
+struct Human(u64);
+
+impl Display for Human {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, 'T'), (30, 'G'), (20, 'M'), (10, 'K')];
+        match units.iter().find(|(shift, _)| self.0 >> shift > 0) {
+            Some((shift, unit)) => write!(f, "{:.2}{unit}", self.0 as f64 / (1u64 << shift) as f64),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// A time that is told as whole seconds, -1 while there is none.
+fn seconds_or_none(duration: Option<std::time::Duration>) -> i64 {
+    duration.map_or(-1, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// One line from a text that may hold several.
+fn one_line(text: &str) -> String {
+    text.replace(['\r', '\n'], " ")
+}
+
+fn ok_or_err<T>(error: &Option<T>) -> &'static str {
+    if error.is_none() { "ok" } else { "err" }
+}
+
+fn server(context: &Context, to: &mut Fields) {
+    let (facts, now_ms) = (&context.facts, unix_ms());
+    let uptime = context.started.elapsed().as_secs();
+    to.field("redis_version", REDIS_VERSION);
+    to.field("ferrite_version", VERSION);
+    to.field("redis_mode", "standalone");
+    to.field("os", process::system());
+    to.field("arch_bits", usize::BITS);
+    to.field("multiplexing_api", facts.transport.get().unwrap_or(&"none"));
+    to.field("process_id", std::process::id());
+    to.field("run_id", &facts.run_id);
+    to.field("tcp_port", facts.port());
+    to.field("server_time_usec", u128::from(now_ms) * 1000);
+    to.field("uptime_in_seconds", uptime);
+    to.field("uptime_in_days", uptime / 86_400);
+    to.field("executable", facts.executable.display());
+    let file = context.config.file().and_then(|path| path.canonicalize().ok());
+    to.field("config_file", file.unwrap_or_default().display());
+    to.field("data_dir", facts.data_dir.display());
+    to.field("workers", context.workers.len());
+}
+
+fn clients(context: &Context, to: &mut Fields) {
+    let all = context.clients.list();
+    let most = |f: fn(&crate::client::Shared) -> u64| all.iter().map(|c| f(c)).max().unwrap_or(0);
+    to.field("connected_clients", all.len());
+    to.field("cluster_connections", 0);
+    to.field("maxclients", context.limits.max_connections.get());
+    to.field("client_recent_max_input_buffer", most(|c| c.query_bytes.load(Relaxed)));
+    to.field("client_recent_max_output_buffer", most(|c| c.output_bytes.load(Relaxed)));
+    to.field("blocked_clients", 0);
+    to.field("tracking_clients", 0);
+    to.field("clients_in_timeout_table", 0);
+}
+
+fn memory(context: &Context, to: &mut Fields) {
+    let usage = Usage::of(context);
+    let (budget, process) = (usage.budget, usage.process);
+    let peak = context.rates.memory_peak(usage.used());
+    to.bytes("used_memory", usage.used());
+    to.bytes("used_memory_rss", process.resident);
+    to.bytes("used_memory_peak", peak);
+    let percent = 100.0 * usage.used() as f64 / peak.max(1) as f64;
+    to.field("used_memory_peak_perc", format_args!("{percent:.2}%"));
+    let dataset = usage.frames.min(usage.used());
+    to.field("used_memory_overhead", usage.used() - dataset);
+    to.field("used_memory_dataset", dataset);
+    to.field(
+        "used_memory_dataset_perc",
+        format_args!("{:.2}%", { 100.0 * dataset as f64 / usage.used().max(1) as f64 }),
+    );
+    to.bytes("total_system_memory", crate::config::memory_limit().unwrap_or(0));
+    to.bytes("maxmemory", 0);
+    to.field("maxmemory_policy", "noeviction");
+    let ratio = process.resident as f64 / usage.used().max(1) as f64;
+    to.field("mem_fragmentation_ratio", format_args!("{ratio:.2}"));
+    to.field("mem_clients_normal", budget.buffers());
+    to.field("mem_allocator", "libc");
+    to.bytes("memory_budget", budget.total());
+    to.field("memory_budget_mutable", budget.mutable);
+    to.field("memory_budget_readonly", budget.readonly);
+    to.field("memory_budget_block_cache", budget.block_cache);
+    to.field("memory_budget_index", budget.index);
+    to.field("memory_budget_query_buffers", budget.query_buffers);
+    to.field("memory_budget_output_buffers", budget.output_buffers);
+    to.field("memory_budget_fixed", FIXED_BYTES);
+    to.field("memory_anonymous", process.anonymous);
+    to.field("memory_locked", process.locked);
+    to.field("memory_frames", usage.frames);
+    to.field("memory_block_cache", usage.block_cache);
+}
+
+fn persistence(context: &Context, to: &mut Fields) {
+    let checkpoints = context.checkpoints.state();
+    let recovery = context.store.recovery();
+    let in_progress = u8::from(context.checkpoints.in_progress());
+    let changes = context.checkpoints.changes_since_last(&context.store, context.databases);
+    let last_save_s = checkpoints.last_save_ms / 1000;
+    let last_duration_s = seconds_or_none(checkpoints.last_duration);
+    to.field("loading", 0);
+    to.field("async_loading", 0);
+    to.field("rdb_changes_since_last_save", changes);
+    to.field("rdb_bgsave_in_progress", in_progress);
+    to.field("rdb_last_save_time", last_save_s);
+    to.field("rdb_last_bgsave_status", ok_or_err(&checkpoints.last_error));
+    to.field("rdb_last_bgsave_time_sec", last_duration_s);
+    to.field(
+        "rdb_current_bgsave_time_sec",
+        seconds_or_none(checkpoints.began.map(|b| b.elapsed())),
+    );
+    to.field("rdb_saves", checkpoints.completed);
+    to.field("rdb_last_load_keys_loaded", recovery.keys);
+    to.field("aof_enabled", 0);
+    to.field("aof_rewrite_in_progress", 0);
+    to.field("aof_rewrite_scheduled", 0);
+    to.field("aof_last_rewrite_time_sec", -1);
+    to.field("aof_current_rewrite_time_sec", -1);
+    to.field("aof_last_bgrewrite_status", "ok");
+    to.field("aof_rewrites", 0);
+    to.field("aof_last_write_status", "ok");
+    to.field("aof_current_size", 0);
+    let settings = &context.config.config().persistence;
+    to.field("checkpoint_enabled", u8::from(settings.checkpoint_enabled));
+    to.field("checkpoint_interval_sec", settings.checkpoint_interval.as_secs_f64());
+    to.field("checkpoint_in_progress", in_progress);
+    to.field("checkpoint_last_save_time", last_save_s);
+    to.field("checkpoint_last_status", ok_or_err(&checkpoints.last_error));
+    to.field("checkpoint_last_duration_sec", last_duration_s);
+    let ms = checkpoints.last_duration.map_or(-1, |d| d.as_millis() as i64);
+    to.field("checkpoint_last_duration_ms", ms);
+    to.field("checkpoint_last_size_bytes", checkpoints.last_bytes);
+    to.field("checkpoint_completed", checkpoints.completed);
+    to.field("checkpoint_failed", checkpoints.failed);
+    if let Some(error) = &checkpoints.last_error {
+        to.field("checkpoint_last_error", one_line(error));
+    }
+    to.field("recovered_checkpoint", recovery.checkpoint.unwrap_or(0));
+    to.field("recovered_keys", recovery.keys);
+    to.field("recovery_duration_ms", recovery.duration.as_millis());
+}
+
+fn storage(context: &Context, to: &mut Fields) {
+    let stats = context.store.stats();
+    let settings = context.config.config();
+    to.field("storage_backend", if settings.store.spill { "hybridlog" } else { "memory" });
+    to.field("storage_io", stats.io_kind);
+    to.field("storage_readonly_window", stats.readonly_window);
+    to.field("storage_writable", u8::from(stats.not_writable.is_none()));
+    if let Some(why) = &stats.not_writable {
+        to.field("storage_not_writable_reason", one_line(why));
+    }
+    to.field("storage_page_size", settings.store.page_size);
+    to.field("storage_segment_size", settings.store.segment_size);
+    to.field("log_begin", stats.log_begin);
+    to.field("log_head", stats.log_head);
+    to.field("log_flushed_until", stats.log_flushed_until);
+    to.field("log_read_only", stats.log_read_only);
+    to.field("log_tail", stats.log_tail);
+    to.field("disk_bytes", stats.disk_bytes);
+    to.field("device_reads", stats.device_reads);
+    to.field("device_read_bytes", stats.device_read_bytes);
+    to.field("device_write_bytes", stats.device_write_bytes);
+    to.field("in_place_updates", stats.in_place_updates);
+    to.field("appends", stats.appends);
+    to.field("parked_for_room", stats.parked_for_room);
+    to.field("safepoint_usec_max", stats.safepoint_us_max);
+}
+
+fn stats(context: &Context, to: &mut Fields) {
+    let totals = Totals::since_reset(context);
+    let rates = context.rates.now();
+    to.field("total_connections_received", totals.connections);
+    to.field("total_commands_processed", totals.commands);
+    to.field("instantaneous_ops_per_sec", rates.commands_per_second);
+    to.field("total_net_input_bytes", totals.input_bytes);
+    to.field("total_net_output_bytes", totals.output_bytes);
+    to.field("instantaneous_input_kbps", format_args!("{:.2}", rates.input_kib_per_second));
+    to.field("instantaneous_output_kbps", format_args!("{:.2}", rates.output_kib_per_second));
+    to.field("rejected_connections", totals.refused_connections);
+    to.field("expired_keys", totals.expired_keys);
+    to.field("evicted_keys", 0);
+    to.field("keyspace_hits", totals.keyspace_hits);
+    to.field("keyspace_misses", totals.keyspace_misses);
+    to.field("pubsub_channels", 0);
+    to.field("pubsub_patterns", 0);
+    to.field("latest_fork_usec", 0);
+    to.field("total_forks", 0);
+    to.field("total_error_replies", totals.errors);
+    to.field("pending_operations", totals.pending);
+    to.field("query_buffer_limit_disconnections", totals.query_limit_closed);
+    to.field("client_output_buffer_limit_disconnections", totals.output_limit_closed);
+}
+
+fn replication(context: &Context, to: &mut Fields) {
+    to.field("role", "master");
+    to.field("connected_slaves", 0);
+    to.field("master_failover_state", "no-failover");
+    to.field("master_replid", &context.facts.run_id);
+    to.field("master_replid2", "0".repeat(40));
+    to.field("master_repl_offset", 0);
+    to.field("second_repl_offset", -1);
+    to.field("repl_backlog_active", 0);
+    to.field("repl_backlog_size", 0);
+    to.field("repl_backlog_first_byte_offset", 0);
+    to.field("repl_backlog_histlen", 0);
+}
+
+fn cpu(_: &Context, to: &mut Fields) {
+    let cpu = process::cpu();
+    to.field("used_cpu_sys", format_args!("{:.6}", cpu.system));
+    to.field("used_cpu_user", format_args!("{:.6}", cpu.user));
+    to.field("used_cpu_sys_children", "0.000000");
+    to.field("used_cpu_user_children", "0.000000");
+}
+
+fn commandstats(context: &Context, to: &mut Fields) {
+    let totals = Totals::since_reset(context);
+    for (entry, n) in table().entries().iter().zip(&totals.by_command) {
+        if n.calls + n.failed + n.rejected == 0 {
+            continue;
+        }
+        let usec = n.nanoseconds / 1000;
+        let each = n.nanoseconds as f64 / 1000.0 / n.calls.max(1) as f64;
+        let (name, calls, rejected, failed) = (&entry.name, n.calls, n.rejected, n.failed);
+        to.line(format_args!(
+            "cmdstat_{name}:calls={calls},usec={usec},usec_per_call={each:.2},\
+             rejected_calls={rejected},failed_calls={failed}"
+        ));
+    }
+}
+
+fn errorstats(context: &Context, to: &mut Fields) {
+    for (code, count) in context.errors.list() {
+        // A code comes from a reply that went out as one line; anything odd in it is masked.
+        let code = String::from_utf8_lossy(&code).replace([':', '\r', '\n'], "_");
+        to.line(format_args!("errorstat_{code}:count={count}"));
+    }
+}
+
+fn cluster(_: &Context, to: &mut Fields) {
+    to.field("cluster_enabled", 0);
+}
+
+fn keyspace(context: &Context, to: &mut Fields) {
+    for db in 0..context.databases {
+        let number = Database(u8::try_from(db).expect("at most 256 databases"));
+        let (keys, expires) = context.store.key_count(number);
+        if keys > 0 {
+            to.line(format_args!("db{db}:keys={keys},expires={expires},avg_ttl=0"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::testing::Bench;
+    use std::collections::HashSet;
+
+    fn info(bench: &Bench, words: &[&str]) -> String {
+        render(&bench.context, words.iter().map(|w| w.as_bytes()))
+    }
+
+    fn titles(text: &str) -> Vec<&str> {
+        text.lines().filter_map(|line| line.strip_prefix("# ")).collect()
+    }
+
+    #[test]
+    fn sections_are_chosen_as_in_redis() {
+        let bench = Bench::new();
+        let default = info(&bench, &[]);
+        assert_eq!(titles(&default), titles(&info(&bench, &["default"])));
+        assert!(!titles(&default).contains(&"Commandstats"));
+        for all in ["all", "EVERYTHING"] {
+            assert_eq!(titles(&info(&bench, &[all])).len(), SECTIONS.len());
+        }
+        assert_eq!(titles(&info(&bench, &["keyspace", "SERVER"])), ["Server", "Keyspace"]);
+        assert_eq!(info(&bench, &["nosuch"]), "");
+        assert_eq!(info(&bench, &["cluster"]), "# Cluster\r\ncluster_enabled:0\r\n");
+    }
+
+    #[test]
+    fn every_line_is_a_headline_or_a_field_and_fields_are_unique() {
+        let bench = Bench::new();
+        bench.context.workers[0].by_command[0].calls.add(1);
+        let text = info(&bench, &["all"]);
+        let mut names = HashSet::new();
+        for line in text.split("\r\n").filter(|line| !line.is_empty() && !line.starts_with("# ")) {
+            let (name, _) = line.split_once(':').expect(line);
+            assert!(names.insert(name), "{name} stands twice");
+        }
+        for name in [
+            "redis_version",
+            "ferrite_version",
+            "aof_enabled",
+            "aof_current_size",
+            "aof_last_write_status",
+            "aof_last_rewrite_time_sec",
+            "checkpoint_in_progress",
+            "checkpoint_last_save_time",
+            "checkpoint_last_duration_sec",
+            "log_tail",
+            "role",
+        ] {
+            assert!(names.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_and_commands_are_counted() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.text("set a 1"), "+OK\r\n");
+        assert_eq!(info(&bench, &["keyspace"]), "# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n");
+        let get = table().find(b"get").expect("a command").id;
+        let counters = &bench.context.workers[0].by_command[get];
+        counters.calls.add(4);
+        counters.nanoseconds.add(10_000);
+        assert_eq!(
+            info(&bench, &["commandstats"]),
+            "# Commandstats\r\ncmdstat_get:calls=4,usec=10,usec_per_call=2.50,rejected_calls=0,\
+             failed_calls=0\r\n"
+        );
+    }
+
+    #[test]
+    fn bytes_for_people_are_redis_ones() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.00K"),
+            (916_224, "894.75K"),
+            (25_276_502_016, "23.54G"),
+        ] {
+            assert_eq!(Human(bytes).to_string(), text);
+        }
+    }
+}

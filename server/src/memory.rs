@@ -1,0 +1,82 @@
+//! The memory budget and what it is used for.
+//!
+//! Budget = mutable + read-only + block cache (what is configured) + index + query and output
+//! buffers (what they are now) + 48 MiB for everything else. Nothing else may grow.
+
+use crate::context::Context;
+use crate::process;
+
+/// What the program, its threads and its small tables may take, in bytes.
+pub const FIXED_BYTES: u64 = 48 << 20;
+
+/// The budget, part by part, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// `storage.hybridlog_mutable_size`.
+    pub mutable: u64,
+    /// `storage.hybridlog_readonly_size`.
+    pub readonly: u64,
+    /// `storage.block_cache_size`.
+    pub block_cache: u64,
+    /// The index, as large as it is.
+    pub index: u64,
+    /// Query buffers, as large as they are.
+    pub query_buffers: u64,
+    /// Output buffers, as large as they are.
+    pub output_buffers: u64,
+}
+
+/// What is in use, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// The budget that it must stay in.
+    pub budget: Budget,
+    /// Frames of the log.
+    pub frames: u64,
+    /// The block cache.
+    pub block_cache: u64,
+    /// What the kernel counts.
+    pub process: process::Memory,
+}
+
+impl Budget {
+    /// All parts and the fixed one.
+    pub fn total(&self) -> u64 {
+        self.configured() + self.index + self.buffers() + FIXED_BYTES
+    }
+    /// The parts that settings fix.
+    pub fn configured(&self) -> u64 {
+        self.mutable + self.readonly + self.block_cache
+    }
+    /// Query and output buffers.
+    pub fn buffers(&self) -> u64 {
+        self.query_buffers + self.output_buffers
+    }
+}
+
+impl Usage {
+    /// Memory now.
+    pub fn of(context: &Context) -> Self {
+        let stats = context.store.stats();
+        let settings = &context.config.config().store;
+        let sum =
+            |f: fn(&crate::counters::WorkerCounters) -> u64| context.workers.iter().map(f).sum();
+        Self {
+            budget: Budget {
+                mutable: settings.mutable_size,
+                readonly: settings.readonly_size,
+                block_cache: settings.block_cache_size,
+                index: stats.index_bytes,
+                query_buffers: sum(|w| w.query_buffer_bytes.get()),
+                output_buffers: sum(|w| w.output_buffer_bytes.get()),
+            },
+            frames: stats.frame_bytes,
+            block_cache: stats.block_cache_bytes,
+            process: process::memory(),
+        }
+    }
+    /// Anonymous memory and locked pages of files: what the budget is about.
+    pub fn used(&self) -> u64 {
+        self.process.anonymous + self.process.locked
+    }
+}

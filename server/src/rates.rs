@@ -1,0 +1,66 @@
+//! How fast things go and how high they went: sampled once a second by the control thread.
+
+use crate::context::Context;
+use crate::memory::Usage;
+use crate::totals::Totals;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// What was sampled.
+#[derive(Debug, Default)]
+pub struct Rates {
+    memory_peak: AtomicU64,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    at: Option<Instant>,
+    commands: u64,
+    input_bytes: u64,
+    output_bytes: u64,
+    rate: Rate,
+}
+
+/// Between the last two samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rate {
+    /// Commands a second.
+    pub commands_per_second: u64,
+    /// KiB received a second.
+    pub input_kib_per_second: f64,
+    /// KiB sent a second.
+    pub output_kib_per_second: f64,
+}
+
+impl Rates {
+    /// Takes a sample.
+    pub fn sample(&self, context: &Context) {
+        let totals = Totals::since_start(context);
+        self.memory_peak(Usage::of(context).used());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(seconds) = last.at.map(|at| (now - at).as_secs_f64()).filter(|s| *s > 0.0) {
+            let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
+            last.rate = Rate {
+                commands_per_second: rate(totals.commands, last.commands) as u64,
+                input_kib_per_second: rate(totals.input_bytes, last.input_bytes) / 1024.0,
+                output_kib_per_second: rate(totals.output_bytes, last.output_bytes) / 1024.0,
+            };
+        }
+        last.at = Some(now);
+        last.commands = totals.commands;
+        last.input_bytes = totals.input_bytes;
+        last.output_bytes = totals.output_bytes;
+    }
+    /// Between the last two samples.
+    pub fn now(&self) -> Rate {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).rate
+    }
+    /// The most memory that was seen in use, `now` included.
+    pub fn memory_peak(&self, now: u64) -> u64 {
+        // Relaxed: a maximum of its own, nothing is read through it.
+        self.memory_peak.fetch_max(now, Relaxed).max(now)
+    }
+}
