@@ -1,4 +1,21 @@
-//! Commands from bytes.
+//! Commands from bytes, as redis-server 7.0.15 finds them.
+//!
+//! The decoder keeps where it stands between calls, so nothing is looked at twice, and however the
+//! bytes are split over calls the commands are the same. It copies no argument: a word is a
+//! [`Range`] of its command's bytes, which the caller keeps until the command has run. Only inline
+//! commands (a line of words, with quotes) are unfolded into a buffer of the decoder.
+//!
+//! ```text
+//!   input      *2\r\n$3\r\nGET\r\n$1\r\na\r\n*1\r\n$4\r\nPI
+//!              ^ command                     ^ where the next call begins: `&input[length..]`
+//!   words               ^^^         ^
+//! ```
+//!
+//! A bulk string that no value could hold is refused from its header: its command's bytes are
+//! skipped as they come ([`Decoded::Skip`]) and at its end it is reported ([`Decoded::Oversized`]).
+
+use crate::commands::args::parse_i64;
+use memchr::{memchr, memchr2};
 
 /// Where a word lies: relative to the first byte of its command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,3 +36,414 @@ impl Range {
         &command[self.start as usize..self.end as usize]
     }
 }
+
+/// What the bytes held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A command: [`Decoder::words`], [`Decoder::length`] bytes long.
+    Command,
+    /// Not yet a whole command.
+    Incomplete,
+    /// The first so many bytes are of no use to anybody; call again with what follows them.
+    Skip(usize),
+    /// The end of a command that had a bulk string over [`Bounds::value_max`]; its last
+    /// [`Decoder::length`] bytes are to be dropped.
+    Oversized,
+    /// No RESP. Nothing that follows can be understood.
+    Failed(ProtocolError),
+}
+
+/// What is taken for a bulk string.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Longer ones are protocol errors.
+    pub bulk_max: u64,
+    /// Longer ones are skipped.
+    pub value_max: u64,
+}
+
+/// Bytes in which a line must end: an inline command, a length.
+pub const LINE_MAX: usize = 64 * 1024;
+
+/// What is wrong with the bytes, with Redis's texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// No line end within [`LINE_MAX`] bytes of an inline command.
+    InlineTooLong,
+    /// Quotes in an inline command that are not closed, or not followed by a blank.
+    UnbalancedQuotes,
+    /// No line end within [`LINE_MAX`] bytes of a count of words.
+    CountTooLong,
+    /// No line end within [`LINE_MAX`] bytes of a word's length.
+    LengthTooLong,
+    /// The count of words is no number or too high.
+    Count,
+    /// A word's length is no number, negative or over [`Bounds::bulk_max`].
+    Length,
+    /// A word begins with another byte than `$`.
+    NoBulk(u8),
+}
+
+impl ProtocolError {
+    /// The text of the error reply.
+    pub fn text(self) -> Vec<u8> {
+        let text: &[u8] = match self {
+            Self::InlineTooLong => b"too big inline request",
+            Self::UnbalancedQuotes => b"unbalanced quotes in request",
+            Self::CountTooLong => b"too big mbulk count string",
+            Self::LengthTooLong => b"too big bulk count string",
+            Self::Count => b"invalid multibulk length",
+            Self::Length => b"invalid bulk length",
+            Self::NoBulk(byte) => {
+                return [b"ERR Protocol error: expected '$', got '", &[byte][..], b"'"].concat();
+            }
+        };
+        [b"ERR Protocol error: ", text].concat()
+    }
+}
+
+/// Finds the commands in a stream of bytes.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    state: State,
+    /// Bytes of the current command that are understood.
+    position: usize,
+    words: Vec<Range>,
+    /// The unfolded words of an inline command.
+    unfolded: Vec<u8>,
+    inline: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    /// Before a command.
+    #[default]
+    Between,
+    /// Before a word's header; `left` words are to come.
+    Header { left: u32, skip: bool },
+    /// In a word of `length` bytes; it is the first of the `left`.
+    Body { left: u32, length: u64, skip: bool },
+    /// A command was given out; the next call begins behind it.
+    Given,
+    /// For good.
+    Failed(ProtocolError),
+}
+
+/// A line that holds a number.
+enum Line {
+    /// Its value, and its bytes up to and with the line end.
+    Number(i64, usize),
+    /// Its bytes are no number.
+    Malformed,
+    /// Its end is not here.
+    Unfinished,
+    /// Its end is too far away.
+    TooLong,
+}
+
+impl Decoder {
+    /// Goes on with `input`, which begins at the first byte of the current command: what the last
+    /// call was given and more, or, after a command, what follows it.
+    pub fn next(&mut self, input: &[u8], bounds: &Bounds) -> Decoded {
+        if matches!(self.state, State::Given) {
+            self.state = State::Between;
+            self.position = 0;
+            self.words.clear();
+        }
+        loop {
+            let step = match self.state {
+                State::Between => self.begin(input),
+                State::Header { left, skip } => self.header(input, left, skip, bounds),
+                State::Body { left, length, skip } => self.body(input, left, length, skip),
+                State::Given => unreachable!("left above, and set only on the way out"),
+                State::Failed(error) => Some(Decoded::Failed(error)),
+            };
+            if let Some(decoded) = step {
+                return decoded;
+            }
+        }
+    }
+    /// The words of the command that was found; they lie in [`Decoder::unfolded`] if it is inline,
+    /// else in the input.
+    pub fn words(&self) -> &[Range] {
+        &self.words
+    }
+    /// The words of an inline command, unfolded; `None` if the command is no inline command.
+    pub fn unfolded(&self) -> Option<&[u8]> {
+        self.inline.then_some(&self.unfolded)
+    }
+    /// Bytes of the command that was found.
+    pub fn length(&self) -> usize {
+        self.position
+    }
+    /// Bytes that the current command has at least, as far as its headers tell.
+    pub fn wanted(&self) -> usize {
+        match self.state {
+            State::Body { length, skip: false, .. } => self.position + length as usize + 2,
+            _ => self.position,
+        }
+    }
+
+    fn begin(&mut self, input: &[u8]) -> Option<Decoded> {
+        let Some(first) = input.get(self.position) else { return Some(self.dropped()) };
+        self.inline = *first != b'*';
+        if self.inline {
+            return self.line_of_words(input);
+        }
+        match number_line(&input[self.position + 1..]) {
+            Line::Number(count, length) if count <= i64::from(i32::MAX) => {
+                self.position += 1 + length;
+                if count > 0 {
+                    self.state = State::Header { left: count as u32, skip: false };
+                }
+                None
+            }
+            Line::Number(..) | Line::Malformed => Some(self.fail(ProtocolError::Count)),
+            Line::TooLong => Some(self.fail(ProtocolError::CountTooLong)),
+            Line::Unfinished => Some(self.dropped()),
+        }
+    }
+    /// Empty commands before the current one are of no use any more.
+    fn dropped(&mut self) -> Decoded {
+        match std::mem::take(&mut self.position) {
+            0 => Decoded::Incomplete,
+            n => Decoded::Skip(n),
+        }
+    }
+    #[inline]
+    fn header(&mut self, input: &[u8], left: u32, skip: bool, bounds: &Bounds) -> Option<Decoded> {
+        let rest = &input[self.position..];
+        let Some(first) = rest.first() else { return Some(self.incomplete(skip)) };
+        if *first != b'$' {
+            return Some(self.no_bulk(rest, skip));
+        }
+        let (length, bytes) = match number_line(&rest[1..]) {
+            Line::Number(length, bytes) => (length, bytes),
+            Line::Malformed => return Some(self.fail(ProtocolError::Length)),
+            Line::Unfinished => return Some(self.incomplete(skip)),
+            Line::TooLong => return Some(self.fail(ProtocolError::LengthTooLong)),
+        };
+        let Ok(length) = u64::try_from(length) else {
+            return Some(self.fail(ProtocolError::Length));
+        };
+        if length > bounds.bulk_max {
+            return Some(self.fail(ProtocolError::Length));
+        }
+        self.position += 1 + bytes;
+        let skip = skip || length > bounds.value_max;
+        self.state = State::Body { left, length, skip };
+        if skip {
+            self.words.clear();
+        }
+        None
+    }
+    /// A word that begins with another byte than `$`. Redis first waits for the end of its line.
+    #[cold]
+    fn no_bulk(&mut self, rest: &[u8], skip: bool) -> Decoded {
+        match line_end(rest, b'\r') {
+            Some(end) if end + 1 < rest.len() => self.fail(ProtocolError::NoBulk(rest[0])),
+            None if rest.len() > LINE_MAX => self.fail(ProtocolError::LengthTooLong),
+            _ => self.incomplete(skip),
+        }
+    }
+    #[inline]
+    fn body(&mut self, input: &[u8], left: u32, length: u64, skip: bool) -> Option<Decoded> {
+        let here = input.len() - self.position;
+        if skip {
+            return self.skip_body(here as u64, left, length);
+        }
+        let length = length as usize;
+        if here < length + 2 {
+            return Some(Decoded::Incomplete);
+        }
+        self.words.push(Range::new(self.position, self.position + length));
+        // What stands in the place of the line end is not looked at, as in Redis.
+        self.position += length + 2;
+        self.ended(left, false)
+    }
+    /// `length` counts what is left of the word; its line end is two bytes more.
+    fn skip_body(&mut self, here: u64, left: u32, length: u64) -> Option<Decoded> {
+        if here >= length + 2 {
+            self.position += length as usize + 2;
+            return self.ended(left, true);
+        }
+        // The line end stays whole, so that what is left never gets below it.
+        let dropped = here.min(length);
+        self.state = State::Body { left, length: length - dropped, skip: true };
+        self.position += dropped as usize;
+        Some(self.incomplete(true))
+    }
+    /// One word has ended.
+    #[inline]
+    fn ended(&mut self, left: u32, skip: bool) -> Option<Decoded> {
+        if left > 1 {
+            self.state = State::Header { left: left - 1, skip };
+            return None;
+        }
+        self.state = State::Given;
+        Some(if skip { Decoded::Oversized } else { Decoded::Command })
+    }
+    /// More bytes are needed; a command that is being skipped keeps none.
+    fn incomplete(&mut self, skip: bool) -> Decoded {
+        if skip { self.dropped() } else { Decoded::Incomplete }
+    }
+    fn line_of_words(&mut self, input: &[u8]) -> Option<Decoded> {
+        let rest = &input[self.position..];
+        let Some(end) = line_end(rest, b'\n') else {
+            return Some(if rest.len() > LINE_MAX {
+                self.fail(ProtocolError::InlineTooLong)
+            } else {
+                self.dropped()
+            });
+        };
+        let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+        self.position += end + 1;
+        self.unfolded.clear();
+        if !unfold(line, &mut self.unfolded, &mut self.words) {
+            return Some(self.fail(ProtocolError::UnbalancedQuotes));
+        }
+        if self.words.is_empty() {
+            return None;
+        }
+        self.state = State::Given;
+        Some(Decoded::Command)
+    }
+    fn fail(&mut self, error: ProtocolError) -> Decoded {
+        self.state = State::Failed(error);
+        Decoded::Failed(error)
+    }
+}
+
+/// The first `end` in `bytes`, unless a zero byte comes first (Redis looks with C's `strchr`) or it
+/// is too far away.
+fn line_end(bytes: &[u8], end: u8) -> Option<usize> {
+    let near = &bytes[..bytes.len().min(LINE_MAX + 1)];
+    memchr2(end, 0, near).filter(|at| bytes[*at] == end)
+}
+
+/// A number, `\r` and one byte more.
+#[inline]
+fn number_line(bytes: &[u8]) -> Line {
+    let digit = |b: u8| i64::from(b - b'0');
+    match bytes {
+        [a @ b'0'..=b'9', b'\r', _, ..] => Line::Number(digit(*a), 3),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..] => {
+            Line::Number(digit(*a) * 10 + digit(*b), 4)
+        }
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', _, ..] => {
+            Line::Number(digit(*a) * 100 + digit(*b) * 10 + digit(*c), 5)
+        }
+        _ => long_number_line(bytes),
+    }
+}
+
+#[cold]
+fn long_number_line(bytes: &[u8]) -> Line {
+    // The byte before `bytes` counts as one of the line.
+    let near = &bytes[..bytes.len().min(LINE_MAX)];
+    match memchr2(b'\r', 0, near).filter(|at| bytes[*at] == b'\r') {
+        None if bytes.len() >= LINE_MAX => Line::TooLong,
+        None => Line::Unfinished,
+        Some(end) if end + 1 == bytes.len() => Line::Unfinished,
+        Some(end) => parse_i64(&bytes[..end]).map_or(Line::Malformed, |n| Line::Number(n, end + 2)),
+    }
+}
+
+/// Splits a line into words, as Redis's `sdssplitargs` does: words in double quotes may have
+/// escapes, words in single quotes only `\'`. False if quotes are not closed or not followed by a
+/// blank.
+fn unfold(line: &[u8], unfolded: &mut Vec<u8>, words: &mut Vec<Range>) -> bool {
+    debug_assert!(memchr(0, line).is_none());
+    let mut rest = line;
+    loop {
+        let blanks = rest.iter().take_while(|b| is_space(**b)).count();
+        rest = &rest[blanks..];
+        if rest.is_empty() {
+            return true;
+        }
+        let start = unfolded.len();
+        match unfold_word(rest, unfolded) {
+            Some(length) => rest = &rest[length..],
+            None => return false,
+        }
+        words.push(Range::new(start, unfolded.len()));
+    }
+}
+
+/// Unfolds the word at the front and returns how many bytes it took.
+fn unfold_word(line: &[u8], unfolded: &mut Vec<u8>) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match line.get(at) {
+            None | Some(b' ' | b'\n' | b'\r' | b'\t') => return Some(at),
+            Some(b'"') => return Some(at + 1 + double_quoted(&line[at + 1..], unfolded)?),
+            Some(b'\'') => return Some(at + 1 + single_quoted(&line[at + 1..], unfolded)?),
+            Some(byte) => unfolded.push(*byte),
+        }
+        at += 1;
+    }
+}
+
+fn double_quoted(line: &[u8], unfolded: &mut Vec<u8>) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match &line[at..] {
+            [] => return None,
+            [b'\\', b'x', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                unfolded.push(hex(*high) << 4 | hex(*low));
+                at += 4;
+            }
+            [b'\\', byte, ..] => {
+                unfolded.push(match byte {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 8,
+                    b'a' => 7,
+                    other => *other,
+                });
+                at += 2;
+            }
+            [b'"', rest @ ..] => return closed(rest).then_some(at + 1),
+            [byte, ..] => {
+                unfolded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+}
+
+fn single_quoted(line: &[u8], unfolded: &mut Vec<u8>) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match &line[at..] {
+            [] => return None,
+            [b'\\', b'\'', ..] => {
+                unfolded.push(b'\'');
+                at += 2;
+            }
+            [b'\'', rest @ ..] => return closed(rest).then_some(at + 1),
+            [byte, ..] => {
+                unfolded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+}
+
+/// A closing quote needs a blank or the end of the line behind it.
+fn closed(rest: &[u8]) -> bool {
+    rest.first().is_none_or(|b| is_space(*b))
+}
+
+/// C's `isspace`.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+fn hex(digit: u8) -> u8 {
+    (digit as char).to_digit(16).map_or(0, |n| n as u8)
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,5 +3,5 @@
 pub mod decode;
 pub mod encode;
 
-pub use decode::Range;
+pub use decode::{Bounds, Decoded, Decoder, ProtocolError, Range};
 pub use encode::{Protocol, Reply};
