@@ -6,8 +6,8 @@
 use crate::commands::table;
 use crate::error::ErrorReply;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 
 /// A number that one thread writes and all may read.
 #[derive(Debug, Default)]
@@ -108,26 +108,48 @@ impl Default for WorkerCounters {
 #[derive(Debug, Default)]
 pub struct Errors(Mutex<BTreeMap<Vec<u8>, u64>>);
 
+/// Error replies that one worker has not yet added to [`Errors`].
+#[derive(Debug, Default)]
+pub struct ErrorTally(BTreeMap<Vec<u8>, u64>);
+
+impl ErrorTally {
+    /// Counts one. Takes no lock, so it may be called inside.
+    pub fn count(&mut self, error: &ErrorReply) {
+        match self.0.get_mut(error.code()) {
+            Some(n) => *n += 1,
+            None => drop(self.0.insert(error.code().to_vec(), 1)),
+        }
+    }
+}
+
 impl Errors {
     /// Redis keeps at most so many codes.
     const CODES_MAX: usize = 128;
 
-    /// Counts one.
-    pub fn count(&self, error: &ErrorReply) {
-        let mut counts = self.0.lock().expect("nothing panics while it counts");
-        if let Some(n) = counts.get_mut(error.code()) {
-            *n += 1;
-        } else if counts.len() < Self::CODES_MAX {
-            counts.insert(error.code().to_vec(), 1);
+    /// Adds what a worker has counted.
+    pub fn add(&self, tally: &mut ErrorTally) {
+        if tally.0.is_empty() {
+            return;
+        }
+        let mut counts = self.lock();
+        for (code, n) in std::mem::take(&mut tally.0) {
+            let room = counts.len() < Self::CODES_MAX;
+            match counts.get_mut(&code) {
+                Some(sum) => *sum += n,
+                None if room => drop(counts.insert(code, n)),
+                None => {}
+            }
         }
     }
     /// Codes and how often each was sent.
     pub fn list(&self) -> Vec<(Vec<u8>, u64)> {
-        let counts = self.0.lock().expect("nothing panics while it counts");
-        counts.iter().map(|(code, n)| (code.clone(), *n)).collect()
+        self.lock().iter().map(|(code, n)| (code.clone(), *n)).collect()
     }
     /// CONFIG RESETSTAT.
     pub fn reset(&self) {
-        self.0.lock().expect("nothing panics while it counts").clear();
+        self.lock().clear();
+    }
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, u64>> {
+        self.0.lock().expect("nothing panics while it counts")
     }
 }

@@ -121,28 +121,25 @@ pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
 pub enum Ran {
     /// The reply is complete.
     Done,
-    /// The reply is an error.
-    Failed,
+    /// The reply is this error.
+    Failed(ErrorReply),
     /// To be run again when its operation is ready.
     Pending,
     /// To be run again after others had their turn.
     Again,
 }
 
-/// Turns a handler's outcome into a complete reply, or takes back what it wrote.
-pub fn settle(outcome: Outcome, reply: &mut Reply<'_>, begun: usize, context: &Context) -> Ran {
-    let stop = match outcome {
-        Ok(()) => return Ran::Done,
-        Err(stop) => stop,
-    };
+/// Makes a complete reply of a handler's outcome, or takes back what it wrote since `begun`.
+#[inline]
+pub fn settle(outcome: Outcome, reply: &mut Reply<'_>, begun: usize) -> Ran {
+    let Err(stop) = outcome else { return Ran::Done };
     reply.truncate(begun);
     match stop {
         Stop::Pending => Ran::Pending,
         Stop::Again => Ran::Again,
         Stop::Error(error) => {
-            context.errors.count(&error);
             reply.error(&error);
-            Ran::Failed
+            Ran::Failed(error)
         }
     }
 }

@@ -83,8 +83,8 @@ impl Bench {
             };
             call.reply.switch(call.client.protocol);
             let outcome = run(&mut call);
-            match settle(outcome, &mut call.reply, 0, &self.context) {
-                Ran::Done | Ran::Failed => return,
+            match settle(outcome, &mut call.reply, 0) {
+                Ran::Done | Ran::Failed(_) => return,
                 Ran::Again => {}
                 Ran::Pending => {
                     let mut ready = Vec::new();
@@ -114,7 +114,7 @@ impl Bench {
         if let Some(job) = call.job.take() {
             outcome = job(&self.context, &mut call.reply);
         }
-        settle(outcome, &mut call.reply, 0, &self.context);
+        settle(outcome, &mut call.reply, 0);
     }
 }
 

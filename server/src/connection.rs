@@ -1,0 +1,652 @@
+//! One connection without its socket: bytes in, commands out, replies in order.
+//!
+//! ```text
+//!   input    |........|====|====|====|~~~        ^ run, ==== looked ahead (queue), ~~~ not yet whole
+//!   output   |sent....|replies
+//! ```
+//!
+//! Promises:
+//! * Commands run strictly in order; a reply is complete or not there.
+//! * While a command waits for the store, the commands behind it that have arrived are looked at
+//!   and the reads of their keys begun, so that a pipeline's cold reads are in flight together.
+//! * While more than [`Limits::output_pause`](crate::limits::Limits::output_pause) bytes of replies
+//!   are unsent, no command runs; while a command waits, nothing is read. So what a client can make
+//!   the server hold is bounded by one command, one reply and the two limits.
+//! * No socket is touched and nothing waits here: a worker asks [`Connection::run`] what is next.
+
+use crate::client::{Client, ReplyMode};
+use crate::commands::args::Args;
+use crate::commands::{self, Call, Entry, OutsideCall, Ran, Run, table};
+use crate::error::{self, ErrorReply, Outcome};
+use crate::input::Input;
+use crate::resp::{Bounds, Decoded, Decoder, Range, Reply};
+use crate::worker::Host;
+use ferrite_hybridlog::{Inside, Operation, Session, Token};
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Commands of one batch: the store is left after as many.
+const BATCH: usize = 64;
+/// Commands of one connection after which the others have their turn.
+const ROUND: usize = 1024;
+/// Commands behind a waiting one that are looked at.
+const LOOK_AHEAD: usize = 256;
+/// The longest key, in bytes.
+pub const KEY_MAX: usize = 65_535;
+
+/// What a connection needs to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// More bytes.
+    Read,
+    /// Its operation or its job; its worker calls [`Connection::resume`] or
+    /// [`Connection::finish_job`].
+    Wait,
+    /// Its output to be sent.
+    Flush,
+    /// Another turn, soon.
+    Again,
+    /// To be closed, its output sent first.
+    Close,
+    /// To be closed at once.
+    Abort,
+}
+
+/// See the module.
+pub struct Connection {
+    /// Who is at the other end.
+    pub client: Client,
+    slot: u32,
+    input: Input,
+    /// Where the decoder's current command begins in the stream.
+    frame: u64,
+    decoder: Decoder,
+    /// Whether the decoder has a command that has not run.
+    decoded: bool,
+    /// Commands before `frame` that have not run; the first is the one to run.
+    queue: VecDeque<Queued>,
+    waiting: Waiting,
+    /// The peer sends no more.
+    ended: bool,
+    output: Vec<u8>,
+    sent: usize,
+    /// For the decoder's command, while it is not queued.
+    op: Operation,
+    op_token: Token,
+    progress: Option<Box<dyn Any>>,
+    tokens: u32,
+    /// Bytes of both buffers, as last added to the worker's counters.
+    accounted: (usize, usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Waiting {
+    No,
+    ForOperation(Token),
+    ForJob,
+}
+
+/// A command that has arrived and waits for the ones before it.
+struct Queued {
+    start: u64,
+    end: u64,
+    /// Empty if the command was refused for its size.
+    words: Box<[Range]>,
+    unfolded: Option<Box<[u8]>>,
+    op: Operation,
+    token: Token,
+    progress: Option<Box<dyn Any>>,
+}
+
+/// Why a batch ended.
+enum BatchEnd {
+    /// It had its commands.
+    Full,
+    /// Nothing more runs inside now.
+    Out,
+    Pending,
+    Again,
+}
+
+impl Connection {
+    /// A connection of `client` that is its worker's number `slot`.
+    pub fn new(client: Client, slot: u32) -> Self {
+        Self {
+            client,
+            slot,
+            input: Input::default(),
+            frame: 0,
+            decoder: Decoder::default(),
+            decoded: false,
+            queue: VecDeque::new(),
+            waiting: Waiting::No,
+            ended: false,
+            output: Vec::new(),
+            sent: 0,
+            op: Operation::new(token(slot, 0)),
+            op_token: token(slot, 0),
+            progress: None,
+            tokens: 0,
+            accounted: (0, 0),
+        }
+    }
+    /// Where received bytes go. `spare` is the worker's buffer, lent to connections that hold
+    /// nothing.
+    pub fn room(&mut self, spare: &mut Input) -> &mut [u8] {
+        if self.input.is_empty() {
+            if spare.capacity() < Input::SIZE {
+                *spare = Input::spare();
+            }
+            if self.input.capacity() < Input::SIZE {
+                self.input.swap_memory(spare);
+            }
+        }
+        self.input.room(self.decoder.wanted())
+    }
+    /// `n` bytes were put into the room.
+    pub fn received(&mut self, n: usize) {
+        self.input.received(n);
+    }
+    /// The peer sends no more: what it has sent is answered, then the connection closes.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+    /// Replies that are not yet sent.
+    pub fn unsent(&self) -> &[u8] {
+        &self.output[self.sent..]
+    }
+    /// The first `n` unsent bytes are on their way.
+    pub fn sent(&mut self, n: usize) {
+        self.sent += n;
+        debug_assert!(self.sent <= self.output.len());
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+        }
+    }
+    /// Gives lent memory back and counts what is kept.
+    pub fn settle_memory(&mut self, spare: &mut Spare, host: &Host) {
+        if self.input.is_empty() {
+            let mut own = Input::default();
+            self.input.swap_memory(&mut own);
+            if own.capacity() == Input::SIZE {
+                spare.input = own;
+            }
+        } else if self.input.capacity() >= Input::SIZE && self.input.len() < Input::SIZE / 4 {
+            self.input.shrink(&mut Input::default());
+        }
+        if self.output.is_empty() && self.output.capacity() > 0 {
+            let own = std::mem::take(&mut self.output);
+            if own.capacity() <= Spare::OUTPUT_MAX {
+                spare.output = own;
+            }
+        }
+        let held = (self.input.capacity(), self.output.capacity());
+        if held != self.accounted {
+            let counters = host.counters();
+            counters.query_buffer_bytes.add((held.0 as u64).wrapping_sub(self.accounted.0 as u64));
+            counters.output_buffer_bytes.add((held.1 as u64).wrapping_sub(self.accounted.1 as u64));
+            self.accounted = held;
+        }
+        let shared = &self.client.shared;
+        shared.query_bytes.store(self.input.len() as u64, Relaxed);
+        shared.query_free_bytes.store((held.0 - self.input.len()) as u64, Relaxed);
+        shared.output_bytes.store(self.unsent().len() as u64, Relaxed);
+    }
+    /// Forgets what it holds; its memory counts no more.
+    pub fn forget(&mut self, host: &Host) {
+        let counters = host.counters();
+        counters.query_buffer_bytes.add(0u64.wrapping_sub(self.accounted.0 as u64));
+        counters.output_buffer_bytes.add(0u64.wrapping_sub(self.accounted.1 as u64));
+        self.accounted = (0, 0);
+    }
+    /// `token`'s operation can go on. True if the connection waited for it.
+    pub fn resume(&mut self, token: Token) -> bool {
+        let awaited = self.waiting == Waiting::ForOperation(token);
+        if awaited {
+            self.waiting = Waiting::No;
+        }
+        awaited
+    }
+    /// The job of its command is done; `reply` is what it wrote.
+    pub fn finish_job(&mut self, reply: &[u8]) {
+        debug_assert_eq!(self.waiting, Waiting::ForJob);
+        self.waiting = Waiting::No;
+        let begun = self.output.len();
+        self.output.extend_from_slice(reply);
+        self.apply_reply_mode(begun);
+    }
+    /// Whether a command waits for the store or for a job.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting != Waiting::No
+    }
+    /// Runs what can run and says what is needed next.
+    pub fn run(&mut self, session: &mut Session, host: &mut Host, spare: &mut Spare) -> Next {
+        if self.waiting != Waiting::No {
+            return Next::Wait;
+        }
+        if self.output.capacity() == 0 {
+            self.output = std::mem::take(&mut spare.output);
+        }
+        let next = self.run_round(session, host);
+        host.end_round(&self.client);
+        next
+    }
+
+    fn run_round(&mut self, session: &mut Session, host: &mut Host) -> Next {
+        let limits = Round::new(host);
+        let mut left = ROUND;
+        while let Some(entry) = self.load(host, &limits) {
+            let Run::Inside(_) = entry.spec.run else {
+                self.run_outside(entry, host);
+                continue;
+            };
+            match self.run_batch(entry, session, host, &limits, &mut left) {
+                BatchEnd::Pending => return Next::Wait,
+                BatchEnd::Again => return Next::Again,
+                BatchEnd::Full if left == 0 => return Next::Again,
+                BatchEnd::Full | BatchEnd::Out => {}
+            }
+        }
+        self.what_is_next(&limits, host)
+    }
+    /// Why nothing was loaded.
+    fn what_is_next(&self, limits: &Round, host: &Host) -> Next {
+        let counters = host.counters();
+        if limits.output_max > 0 && self.unsent().len() as u64 > limits.output_max {
+            counters.output_limit_closed.add(1);
+            return Next::Abort;
+        }
+        if self.client.close_after_reply {
+            return Next::Close;
+        }
+        if self.waiting != Waiting::No {
+            return Next::Wait;
+        }
+        if self.over_the_pause(limits) {
+            return Next::Flush;
+        }
+        if self.input.len() as u64 > limits.query_buffer_max {
+            counters.query_limit_closed.add(1);
+            return Next::Abort;
+        }
+        if self.ended { Next::Close } else { Next::Read }
+    }
+    fn over_the_pause(&self, limits: &Round) -> bool {
+        self.output.len() - self.sent > limits.output_pause
+    }
+
+    /// Makes sure that the next command is there, and finds its row. Commands that have none, or
+    /// another number of words, are answered here.
+    #[inline]
+    fn load(&mut self, host: &mut Host, limits: &Round) -> Option<&'static Entry> {
+        if self.client.close_after_reply || self.waiting != Waiting::No {
+            return None;
+        }
+        loop {
+            if self.over_the_pause(limits) || !self.arrive(limits) {
+                return None;
+            }
+            let found = match self.current() {
+                Some(args) => table().resolve(args).and_then(|entry| {
+                    let long = self.current_length() > KEY_MAX as u64;
+                    if long { check_keys(entry, args).map(|()| entry) } else { Ok(entry) }
+                }),
+                None => Err(error::STRING_TOO_LONG),
+            };
+            match found {
+                Ok(entry) => return Some(entry),
+                Err(error) => self.refuse(&error, host),
+            }
+        }
+    }
+    /// Whether a command is there: queued, decoded, or decoded now.
+    fn arrive(&mut self, limits: &Round) -> bool {
+        if self.decoded || !self.queue.is_empty() {
+            return true;
+        }
+        loop {
+            match self.decoder.next(self.input.from(self.frame), &limits.bounds) {
+                Decoded::Command => {
+                    self.decoded = true;
+                    return true;
+                }
+                Decoded::Oversized => {
+                    let queued = self.oversized();
+                    self.queue.push_back(queued);
+                    return true;
+                }
+                Decoded::Skip(n) => {
+                    self.frame += n as u64;
+                    self.input.consume_to(self.frame);
+                }
+                Decoded::Incomplete => return false,
+                Decoded::Failed(error) => {
+                    let begun = self.output.len();
+                    let error = ErrorReply::owned(error.text());
+                    self.reply_to_output().error(&error);
+                    self.apply_reply_mode(begun);
+                    self.client.close_after_reply = true;
+                    return false;
+                }
+            }
+        }
+    }
+    /// The decoder's command was too large: only its end is here.
+    fn oversized(&mut self) -> Queued {
+        let start = self.frame;
+        self.frame += self.decoder.length() as u64;
+        let (op, token) = self.new_operation();
+        let words = Box::default();
+        Queued { start, end: self.frame, words, unfolded: None, op, token, progress: None }
+    }
+    /// The words of the command that is to run; `None` if it was too large.
+    fn current(&self) -> Option<Args<'_>> {
+        match self.queue.front() {
+            None => {
+                let input = self.input.from(self.frame);
+                let bytes = self.decoder.unfolded().unwrap_or(input);
+                Some(Args::new(bytes, self.decoder.words()))
+            }
+            Some(queued) if queued.words.is_empty() => None,
+            Some(queued) => Some(queued.args(&self.input)),
+        }
+    }
+    fn current_length(&self) -> u64 {
+        match self.queue.front() {
+            None => self.decoder.length() as u64,
+            Some(queued) => queued.end - queued.start,
+        }
+    }
+    /// The command has run: its bytes are of no use any more.
+    #[inline]
+    fn consume(&mut self) {
+        match self.queue.pop_front() {
+            None => {
+                self.decoded = false;
+                self.frame += self.decoder.length() as u64;
+                self.op.clear();
+                self.progress = None;
+                self.input.consume_to(self.frame);
+            }
+            Some(queued) => self.input.consume_to(queued.end),
+        }
+    }
+    fn refuse(&mut self, error: &ErrorReply, host: &mut Host) {
+        let begun = self.output.len();
+        self.reply_to_output().error(error);
+        host.ledger.errors.count(error);
+        if let Some(entry) = self.current().and_then(|args| table().find(args.at(0))) {
+            host.counters().by_command[entry.id].rejected.add(1);
+        }
+        host.counters().errors.add(1);
+        self.apply_reply_mode(begun);
+        self.consume();
+    }
+    fn reply_to_output(&mut self) -> Reply<'_> {
+        Reply::new(&mut self.output, self.client.protocol)
+    }
+    /// CLIENT REPLY: takes the reply back that nobody wants.
+    #[inline]
+    fn apply_reply_mode(&mut self, begun: usize) {
+        if self.client.reply_mode != ReplyMode::On {
+            self.output.truncate(begun);
+            self.client.reply_mode = match self.client.reply_mode {
+                ReplyMode::SkipNext => ReplyMode::SkipThis,
+                ReplyMode::SkipThis => ReplyMode::On,
+                same => same,
+            };
+        }
+    }
+
+    /// Runs up to [`BATCH`] commands inside, beginning with the current one, whose row is `entry`.
+    fn run_batch(
+        &mut self,
+        mut entry: &'static Entry,
+        session: &mut Session,
+        host: &mut Host,
+        limits: &Round,
+        left: &mut usize,
+    ) -> BatchEnd {
+        let mut inside = session.enter();
+        self.client.shared.active_at_ms.store(inside.now_ms(), Relaxed);
+        for _ in 0..BATCH.min(*left) {
+            let Run::Inside(run) = entry.spec.run else { return BatchEnd::Out };
+            host.ledger.start(entry.id, &host.context.workers[host.number]);
+            let begun = self.output.len();
+            match self.run_inside(run, &mut inside, host, begun) {
+                Ran::Pending => {
+                    host.counters().pending.add(1);
+                    self.wait(&mut inside, limits);
+                    return BatchEnd::Pending;
+                }
+                Ran::Again => return BatchEnd::Again,
+                ran => self.ran(&ran, entry, begun, host),
+            }
+            *left -= 1;
+            match self.load(host, limits) {
+                Some(next) => entry = next,
+                None => return BatchEnd::Out,
+            }
+        }
+        BatchEnd::Full
+    }
+    #[inline]
+    fn run_inside(
+        &mut self,
+        run: fn(&mut Call<'_, '_>) -> Outcome,
+        inside: &mut Inside<'_>,
+        host: &Host,
+        begun: usize,
+    ) -> Ran {
+        let Self { client, input, frame, decoder, queue, output, op, progress, .. } = self;
+        let (args, op, progress) = match queue.front_mut() {
+            None => {
+                let bytes = decoder.unfolded().unwrap_or(input.from(*frame));
+                (Args::new(bytes, decoder.words()), op, progress)
+            }
+            Some(Queued { start, words, unfolded, op, progress, .. }) => {
+                let bytes = unfolded.as_deref().unwrap_or(input.from(*start));
+                (Args::new(bytes, words), op, progress)
+            }
+        };
+        let reply = Reply::new(output, client.protocol);
+        let (context, counters) = (&*host.context, host.counters());
+        let mut call = Call { args, inside, op, client, reply, progress, counters, context };
+        let outcome = run(&mut call);
+        commands::settle(outcome, &mut call.reply, begun)
+    }
+    /// The current command has its reply.
+    #[inline]
+    fn ran(&mut self, ran: &Ran, entry: &'static Entry, begun: usize, host: &mut Host) {
+        let counters = &host.context.workers[host.number];
+        counters.commands.add(1);
+        counters.by_command[entry.id].calls.add(1);
+        if let Ran::Failed(error) = ran {
+            counters.errors.add(1);
+            counters.by_command[entry.id].failed.add(1);
+            host.ledger.errors.count(error);
+        }
+        host.last_command = entry.id;
+        self.apply_reply_mode(begun);
+        self.consume();
+    }
+    fn run_outside(&mut self, entry: &'static Entry, host: &mut Host) {
+        let Run::Outside(run) = entry.spec.run else {
+            unreachable!("a batch runs what runs inside, and resolve gives no containers")
+        };
+        host.ledger.start(entry.id, &host.context.workers[host.number]);
+        let begun = self.output.len();
+        let Self { client, input, frame, decoder, queue, output, .. } = self;
+        let args = match queue.front() {
+            None => {
+                let bytes = decoder.unfolded().unwrap_or(input.from(*frame));
+                Args::new(bytes, decoder.words())
+            }
+            Some(queued) => queued.args(input),
+        };
+        let reply = Reply::new(output, client.protocol);
+        let mut call = OutsideCall { args, client, reply, context: &host.context, job: None };
+        let outcome = run(&mut call);
+        let ran = commands::settle(outcome, &mut call.reply, begun);
+        let job = call.job.take();
+        debug_assert!(!matches!(ran, Ran::Pending | Ran::Again), "nothing to wait for outside");
+        match job {
+            Some(job) if ran == Ran::Done => {
+                host.start_job(job, self.slot, &self.client);
+                self.waiting = Waiting::ForJob;
+                self.ran_without_reply(entry, host);
+            }
+            _ => self.ran(&ran, entry, begun, host),
+        }
+    }
+    /// The current command's reply comes from a job.
+    fn ran_without_reply(&mut self, entry: &'static Entry, host: &mut Host) {
+        host.counters().commands.add(1);
+        host.counters().by_command[entry.id].calls.add(1);
+        host.last_command = entry.id;
+        self.consume();
+    }
+
+    /// The current command waits for its operation; those behind it are looked at meanwhile.
+    fn wait(&mut self, inside: &mut Inside<'_>, limits: &Round) {
+        if self.queue.is_empty() {
+            let queued = self.take_decoded();
+            self.queue.push_back(queued);
+        }
+        let head = self.queue.front().expect("pushed above");
+        self.waiting = Waiting::ForOperation(head.token);
+        if self.queue.len() <= LOOK_AHEAD / 2 {
+            self.look_ahead(inside, limits);
+        }
+    }
+    fn new_operation(&mut self) -> (Operation, Token) {
+        self.tokens = self.tokens.wrapping_add(1);
+        let token = token(self.slot, self.tokens);
+        (Operation::new(token), token)
+    }
+    /// Moves the decoder's command to the queue, with what it has of the store.
+    fn take_decoded(&mut self) -> Queued {
+        let (next_op, next_token) = self.new_operation();
+        let queued = Queued {
+            start: self.frame,
+            end: self.frame + self.decoder.length() as u64,
+            words: self.decoder.words().into(),
+            unfolded: self.decoder.unfolded().map(Box::from),
+            op: std::mem::replace(&mut self.op, next_op),
+            token: std::mem::replace(&mut self.op_token, next_token),
+            progress: self.progress.take(),
+        };
+        self.frame = queued.end;
+        self.decoded = false;
+        queued
+    }
+    /// Queues the commands that are here and begins the reads of their keys. Stops at a command
+    /// that may change what the next ones mean.
+    fn look_ahead(&mut self, inside: &mut Inside<'_>, limits: &Round) {
+        while self.queue.len() < LOOK_AHEAD {
+            match self.decoder.next(self.input.from(self.frame), &limits.bounds) {
+                Decoded::Command => {}
+                Decoded::Oversized => {
+                    let queued = self.oversized();
+                    self.queue.push_back(queued);
+                    continue;
+                }
+                // The bytes before it may not go before the queue's: they wait.
+                Decoded::Skip(n) => {
+                    self.frame += n as u64;
+                    continue;
+                }
+                // An error is found again when its turn comes.
+                Decoded::Incomplete | Decoded::Failed(_) => return,
+            }
+            let mut queued = self.take_decoded();
+            let args = queued.args(&self.input);
+            let entry = table().resolve(args).ok();
+            let goes_on = match entry {
+                Some(entry) => matches!(entry.spec.run, Run::Inside(_)),
+                None => true,
+            };
+            if let Some(entry) = entry {
+                let bytes = queued.unfolded.as_deref().unwrap_or(self.input.from(queued.start));
+                let args = Args::new(bytes, &queued.words);
+                for i in entry.spec.keys.iter().flat_map(|keys| keys.indices(args.len())) {
+                    inside.prefetch(&mut queued.op, self.client.db, args.at(i));
+                }
+            }
+            self.queue.push_back(queued);
+            if !goes_on {
+                return;
+            }
+        }
+    }
+}
+
+impl Queued {
+    fn args<'a>(&'a self, input: &'a Input) -> Args<'a> {
+        Args::new(self.unfolded.as_deref().unwrap_or(input.from(self.start)), &self.words)
+    }
+}
+
+/// The limits of one round, read once.
+struct Round {
+    bounds: Bounds,
+    output_pause: usize,
+    output_max: u64,
+    query_buffer_max: u64,
+}
+
+impl Round {
+    fn new(host: &Host) -> Self {
+        let limits = &host.context.limits;
+        Self {
+            bounds: Bounds {
+                bulk_max: limits.bulk_max.get(),
+                value_max: host.context.store.value_limit(0) as u64,
+            },
+            output_pause: limits.output_pause.get() as usize,
+            output_max: limits.output_max.get(),
+            query_buffer_max: limits.query_buffer_max.get().min(QUERY_BUFFER_MAX),
+        }
+    }
+}
+
+/// Words are 32-bit ranges of their command.
+const QUERY_BUFFER_MAX: u64 = (1 << 32) - (1 << 20);
+
+/// Buffers that a worker lends to the connection whose turn it is.
+#[derive(Debug, Default)]
+pub struct Spare {
+    /// For what is received.
+    pub input: Input,
+    /// For replies.
+    pub output: Vec<u8>,
+}
+
+impl Spare {
+    /// An output buffer larger than this is not kept for the next connection.
+    const OUTPUT_MAX: usize = 256 * 1024;
+}
+
+fn token(slot: u32, number: u32) -> Token {
+    u64::from(slot) << 32 | u64::from(number)
+}
+
+/// The slot of the connection that an operation belongs to.
+pub fn slot_of(token: Token) -> u32 {
+    (token >> 32) as u32
+}
+
+/// Keys have 16 bits of length in the log.
+#[cold]
+fn check_keys(entry: &Entry, args: Args<'_>) -> Result<(), ErrorReply> {
+    let mut keys = entry.spec.keys.iter().flat_map(|keys| keys.indices(args.len()));
+    match keys.any(|i| args.at(i).len() > KEY_MAX) {
+        true => Err(error::KEY_TOO_LONG),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

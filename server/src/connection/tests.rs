@@ -1,0 +1,180 @@
+use super::*;
+use crate::client::Origin;
+use crate::context::{Context, unix_ms};
+use crate::worker::{Mailbox, Worker};
+use ferrite_hybridlog::{Config, Store};
+use std::sync::Arc;
+
+/// A worker without a transport, with one connection.
+struct Wire {
+    worker: Worker,
+    slot: u32,
+    context: Arc<Context>,
+    _directory: tempfile::TempDir,
+}
+
+impl Wire {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(directory.path())).unwrap();
+        let context = Arc::new(Context::new(store, 16, 1));
+        let mut worker = Worker::new(context.clone(), 0, Arc::new(Mailbox::new(|| {})));
+        let origin = Origin {
+            address: "127.0.0.1:1".into(),
+            local_address: "127.0.0.1:2".into(),
+            descriptor: 1,
+            worker: 0,
+        };
+        let shared = context.clients.add(origin, unix_ms(), 1).unwrap();
+        let slot = worker.open(shared);
+        Self { worker, slot, context, _directory: directory }
+    }
+    fn put(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = self.worker.room(self.slot);
+            let n = room.len().min(bytes.len());
+            room[..n].copy_from_slice(&bytes[..n]);
+            self.worker.received(self.slot, n);
+            bytes = &bytes[n..];
+        }
+    }
+    /// Runs until the connection wants something of its peer; returns that and the replies.
+    fn settle(&mut self) -> (Next, Vec<u8>) {
+        let mut replies = Vec::new();
+        loop {
+            let next = self.worker.advance(self.slot);
+            if next != Next::Flush {
+                replies.extend_from_slice(self.worker.connection(self.slot).unsent());
+                let n = self.worker.connection(self.slot).unsent().len();
+                self.worker.sent(self.slot, n);
+            }
+            self.worker.pause(self.slot);
+            match next {
+                Next::Wait => self.worker.receive(|_| {}),
+                Next::Again => {}
+                other => return (other, replies),
+            }
+        }
+    }
+    fn text(&mut self, bytes: &[u8]) -> String {
+        self.put(bytes);
+        String::from_utf8(self.settle().1).unwrap()
+    }
+}
+
+#[test]
+fn replies_come_in_order_across_pending_commands() {
+    let mut wire = Wire::new();
+    let mut sent = String::new();
+    let mut expected = String::new();
+    for i in 0..2000 {
+        sent += &format!("SET k{} {i}\r\nGET k{}\r\nPING {i}\r\n", i % 10, i % 10);
+        let n = i.to_string().len();
+        expected += &format!("+OK\r\n${n}\r\n{i}\r\n${n}\r\n{i}\r\n");
+    }
+    assert_eq!(wire.text(sent.as_bytes()), expected);
+}
+
+#[test]
+fn a_split_at_every_byte_changes_nothing() {
+    let sent = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$2\r\nx\n\r\n\r\nGET a\r\n*1\r\n$4\r\nPING\r\nfoo 'b c'\r\n";
+    let expected = "+OK\r\n$2\r\nx\n\r\n+PONG\r\n-ERR unknown command 'foo', with args beginning with: 'b c' \r\n";
+    assert_eq!(Wire::new().text(sent), expected);
+    for cut in 0..sent.len() {
+        let mut wire = Wire::new();
+        let first = wire.text(&sent[..cut]);
+        assert_eq!(first + &wire.text(&sent[cut..]), expected, "cut at {cut}");
+    }
+    let mut wire = Wire::new();
+    let replies: String = sent.chunks(1).map(|b| wire.text(b)).collect();
+    assert_eq!(replies, expected);
+}
+
+#[test]
+fn no_command_runs_over_the_output_limit() {
+    let mut wire = Wire::new();
+    wire.context.limits.output_pause.set(1000);
+    let value = "v".repeat(300);
+    wire.text(format!("SET a {value}\r\n").as_bytes());
+    wire.put("GET a\r\n".repeat(100).as_bytes());
+    let mut replies = Vec::new();
+    loop {
+        let (next, got) = wire.settle();
+        replies.extend(got);
+        if next != Next::Flush {
+            break;
+        }
+        let unsent = wire.worker.connection(wire.slot).unsent();
+        assert!(unsent.len() <= 1000 + 400, "{}", unsent.len());
+        assert_eq!(wire.worker.advance(wire.slot), Next::Flush, "nothing runs meanwhile");
+        replies.extend_from_slice(wire.worker.connection(wire.slot).unsent());
+        let n = wire.worker.connection(wire.slot).unsent().len();
+        wire.worker.sent(wire.slot, n);
+    }
+    assert_eq!(replies, format!("$300\r\n{value}\r\n").repeat(100).into_bytes());
+}
+
+#[test]
+fn a_protocol_error_is_answered_after_what_came_before_it() {
+    let mut wire = Wire::new();
+    wire.put(b"SET a 1\r\nGET a\r\n*1\r\n$x\r\nGET a\r\n");
+    let (next, replies) = wire.settle();
+    assert_eq!(next, Next::Close);
+    assert_eq!(replies, b"+OK\r\n$1\r\n1\r\n-ERR Protocol error: invalid bulk length\r\n");
+}
+
+#[test]
+fn an_oversized_value_is_refused_without_being_kept() {
+    let mut wire = Wire::new();
+    let limit = wire.context.store.value_limit(0);
+    let header = format!("*3\r\n$3\r\nSET\r\n$1\r\na\r\n${}\r\n", limit + 1);
+    wire.put(header.as_bytes());
+    assert_eq!(wire.settle(), (Next::Read, vec![]));
+    let chunk = vec![b'x'; 60_000];
+    let mut left = limit + 1;
+    while left > 0 {
+        let n = left.min(chunk.len());
+        assert_eq!(wire.text(&chunk[..n]), "");
+        left -= n;
+        assert_eq!(wire.context.workers[0].query_buffer_bytes.get(), 0);
+    }
+    assert_eq!(
+        wire.text(b"\r\nGET a\r\n"),
+        "-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n$-1\r\n"
+    );
+}
+
+#[test]
+fn a_key_over_its_limit_is_refused() {
+    let mut wire = Wire::new();
+    let key = "k".repeat(KEY_MAX);
+    assert_eq!(
+        wire.text(format!("*2\r\n$3\r\nGET\r\n${KEY_MAX}\r\n{key}\r\n").as_bytes()),
+        "$-1\r\n"
+    );
+    let sent = format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}k\r\n", KEY_MAX + 1);
+    assert_eq!(wire.text(sent.as_bytes()), "-ERR key exceeds 65535 bytes\r\n");
+}
+
+#[test]
+fn an_idle_connection_holds_no_memory() {
+    let mut wire = Wire::new();
+    wire.text(b"SET a 1\r\nGET a\r\n");
+    let counters = &wire.context.workers[0];
+    assert_eq!((counters.query_buffer_bytes.get(), counters.output_buffer_bytes.get()), (0, 0));
+    wire.put(b"GET");
+    wire.settle();
+    assert_eq!(wire.context.workers[0].query_buffer_bytes.get(), 3);
+    assert_eq!(wire.text(b" a\r\n"), "$1\r\n1\r\n");
+    wire.worker.close(wire.slot);
+    assert_eq!(wire.context.workers[0].query_buffer_bytes.get(), 0);
+}
+
+#[test]
+fn what_was_read_is_answered_before_the_end() {
+    let mut wire = Wire::new();
+    wire.put("SET a 1\r\n".repeat(50).as_bytes());
+    wire.worker.connection(wire.slot).end();
+    let (next, replies) = wire.settle();
+    assert_eq!((next, replies), (Next::Close, b"+OK\r\n".repeat(50)));
+}

@@ -1,0 +1,252 @@
+//! One worker: one thread, one session on the store, many connections. What a transport does not
+//! need to know: it moves bytes and asks [`Worker::advance`] what is next.
+
+use crate::client::Client;
+use crate::commands::Job;
+use crate::connection::{Connection, Next, Spare, slot_of};
+use crate::context::Context;
+use crate::counters::{ErrorTally, WorkerCounters};
+use crate::resp::Reply;
+use ferrite_hybridlog::{Session, Token};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// What connections need of their worker while they run.
+pub struct Host {
+    /// The server.
+    pub context: Arc<Context>,
+    /// The worker's number.
+    pub number: usize,
+    /// Times and errors of the current round.
+    pub ledger: Ledger,
+    /// The entry of the last command that ran.
+    pub last_command: usize,
+    mailbox: Arc<Mailbox>,
+}
+
+/// A thread's connections and its session.
+pub struct Worker {
+    host: Host,
+    session: Session,
+    spare: Spare,
+    connections: Vec<Option<Connection>>,
+    free: Vec<u32>,
+    ready: Vec<Token>,
+}
+
+/// What other threads tell a worker. Its bell is rung after each message; the worker empties it
+/// with [`Worker::receive`].
+pub struct Mailbox {
+    messages: Mutex<Vec<Message>>,
+    bell: Box<dyn Fn() + Send + Sync>,
+}
+
+/// One message to a worker.
+pub enum Message {
+    /// Close a client of this number, which was in that slot.
+    Kill {
+        /// Its slot.
+        slot: u32,
+        /// Its number.
+        id: u64,
+    },
+    /// A job of this client has ended.
+    JobDone {
+        /// Its slot.
+        slot: u32,
+        /// Its number.
+        id: u64,
+        /// What the job wrote.
+        reply: Vec<u8>,
+    },
+}
+
+impl Mailbox {
+    /// An empty one; `bell` may be called from any thread.
+    pub fn new(bell: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { messages: Mutex::default(), bell: Box::new(bell) }
+    }
+    /// Puts a message in and rings.
+    pub fn send(&self, message: Message) {
+        self.messages.lock().expect("nothing panics while it holds the messages").push(message);
+        self.ring();
+    }
+    /// Makes the worker look.
+    pub fn ring(&self) {
+        (self.bell)();
+    }
+    fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut self.messages.lock().expect("nothing panics while it holds them"))
+    }
+}
+
+impl Worker {
+    /// Worker `number` of the server.
+    pub fn new(context: Arc<Context>, number: usize, mailbox: Arc<Mailbox>) -> Self {
+        let bell = mailbox.clone();
+        let session = context.store.session(move || bell.ring());
+        let host = Host { context, number, ledger: Ledger::default(), last_command: 0, mailbox };
+        Self {
+            host,
+            session,
+            spare: Spare::default(),
+            connections: Vec::new(),
+            free: Vec::new(),
+            ready: Vec::new(),
+        }
+    }
+    /// Takes a client in and returns its slot.
+    pub fn open(&mut self, shared: Arc<crate::client::Shared>) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            u32::try_from(self.connections.len() - 1).expect("fewer connections than descriptors")
+        });
+        shared.slot.store(i64::from(slot), Relaxed);
+        self.host.counters().connections.add(1);
+        self.connections[slot as usize] = Some(Connection::new(Client::new(shared), slot));
+        slot
+    }
+    /// Forgets a connection. Its socket is the transport's to close.
+    pub fn close(&mut self, slot: u32) {
+        if let Some(mut connection) = self.connections[slot as usize].take() {
+            connection.forget(&self.host);
+            self.host.context.clients.remove(connection.client.id());
+            self.free.push(slot);
+        }
+    }
+    /// The connection in a slot that is open.
+    pub fn connection(&mut self, slot: u32) -> &mut Connection {
+        self.connections[slot as usize].as_mut().expect("the transport closes a slot once")
+    }
+    /// Where the bytes go that the connection receives.
+    pub fn room(&mut self, slot: u32) -> &mut [u8] {
+        let connection = self.connections[slot as usize].as_mut();
+        connection.expect("the transport closes a slot once").room(&mut self.spare.input)
+    }
+    /// `n` bytes were put there.
+    pub fn received(&mut self, slot: u32, n: usize) {
+        self.host.counters().input_bytes.add(n as u64);
+        self.connection(slot).received(n);
+    }
+    /// `n` bytes of its replies were sent.
+    pub fn sent(&mut self, slot: u32, n: usize) {
+        self.host.counters().output_bytes.add(n as u64);
+        self.connection(slot).sent(n);
+    }
+    /// Lets a connection run what it can.
+    pub fn advance(&mut self, slot: u32) -> Next {
+        let Self { host, session, spare, connections, .. } = self;
+        let connection = connections[slot as usize].as_mut();
+        let connection = connection.expect("the transport closes a slot once");
+        if connection.client.shared.kill.load(Relaxed) {
+            return Next::Abort;
+        }
+        connection.run(session, host, spare)
+    }
+    /// The connection's turn is over: it gives back what it was lent.
+    pub fn pause(&mut self, slot: u32) {
+        let Self { host, spare, connections, .. } = self;
+        if let Some(connection) = connections[slot as usize].as_mut() {
+            connection.settle_memory(spare, host);
+        }
+    }
+    /// Takes up what the store and other threads have to say, and calls `wake` for each slot whose
+    /// connection can go on.
+    pub fn receive(&mut self, mut wake: impl FnMut(u32)) {
+        self.session.ready(&mut self.ready);
+        for token in self.ready.drain(..) {
+            let connection = self.connections.get_mut(slot_of(token) as usize);
+            if let Some(Some(connection)) = connection
+                && connection.resume(token)
+            {
+                wake(slot_of(token));
+            }
+        }
+        for message in self.host.mailbox.take() {
+            let (slot, id) = match message {
+                Message::Kill { slot, id } | Message::JobDone { slot, id, .. } => (slot, id),
+            };
+            let Some(Some(connection)) = self.connections.get_mut(slot as usize) else { continue };
+            if connection.client.id() != id {
+                continue;
+            }
+            if let Message::JobDone { reply, .. } = message {
+                connection.finish_job(&reply);
+            }
+            wake(slot);
+        }
+    }
+    /// Open slots.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.connections).filter(|(_, c)| c.is_some()).map(|(slot, _)| slot)
+    }
+}
+
+impl Host {
+    /// The worker's counters.
+    #[inline]
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.context.workers[self.number]
+    }
+    /// Hands a job to a thread of its own.
+    pub(crate) fn start_job(&self, job: Job, slot: u32, client: &Client) {
+        let (context, mailbox) = (self.context.clone(), self.mailbox.clone());
+        let (id, protocol) = (client.id(), client.protocol);
+        std::thread::spawn(move || {
+            let mut out = Vec::new();
+            let mut reply = Reply::new(&mut out, protocol);
+            let outcome = job(&context, &mut reply);
+            if let crate::commands::Ran::Failed(error) =
+                crate::commands::settle(outcome, &mut reply, 0)
+            {
+                let mut tally = ErrorTally::default();
+                tally.count(&error);
+                context.errors.add(&mut tally);
+            }
+            mailbox.send(Message::JobDone { slot, id, reply: out });
+        });
+    }
+    /// Writes down what a round has counted.
+    pub(crate) fn end_round(&mut self, client: &Client) {
+        let counters = &self.context.workers[self.number];
+        self.ledger.stop(counters);
+        self.context.errors.add(&mut self.ledger.errors);
+        let shared = &client.shared;
+        shared.last_command.store(self.last_command as u32, Relaxed);
+        shared.db.store(client.db.0, Relaxed);
+    }
+}
+
+/// Times and errors of a round. The clock is read when another command follows, not at each one.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    running: Option<(usize, Instant)>,
+    /// Errors by code.
+    pub errors: ErrorTally,
+}
+
+impl Ledger {
+    /// The command of entry `id` begins.
+    #[inline]
+    pub fn start(&mut self, id: usize, counters: &WorkerCounters) {
+        if self.running.is_none_or(|(running, _)| running != id) {
+            let now = Instant::now();
+            self.add(now, counters);
+            self.running = Some((id, now));
+        }
+    }
+    /// Nothing runs any more.
+    pub fn stop(&mut self, counters: &WorkerCounters) {
+        if self.running.is_some() {
+            self.add(Instant::now(), counters);
+            self.running = None;
+        }
+    }
+    fn add(&self, now: Instant, counters: &WorkerCounters) {
+        if let Some((id, since)) = self.running {
+            let nanoseconds = now.duration_since(since).as_nanos() as u64;
+            counters.by_command[id].nanoseconds.add(nanoseconds);
+        }
+    }
+}
