@@ -174,7 +174,9 @@ impl Connection {
                 spare.input = own;
             }
         } else if self.input.capacity() >= Input::SIZE && self.input.len() < Input::SIZE / 4 {
-            self.input.shrink(&mut Input::default());
+            let mut large = Input::default();
+            self.input.shrink(&mut large);
+            spare.input = large;
         }
         if self.output.is_empty() && self.output.capacity() > 0 {
             let own = std::mem::take(&mut self.output);
