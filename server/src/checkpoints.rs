@@ -6,17 +6,17 @@
 
 use crate::context::unix_ms;
 use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Store};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The checkpoints of one server.
 #[derive(Debug)]
 pub struct Checkpoints {
-    running: AtomicBool,
     /// Changes that the store's counters do not show (FLUSHDB, SWAPDB).
     unseen_changes: AtomicU64,
     state: Mutex<State>,
+    free: Condvar,
 }
 
 /// How the checkpoints went so far.
@@ -35,8 +35,10 @@ pub struct State {
     pub completed: u64,
     /// Failed ones since the start.
     pub failed: u64,
-    /// When the running one began.
+    /// When the running one began; `None` while none runs.
     pub began: Option<Instant>,
+    /// When the last one ended, complete or failed.
+    pub ended: Option<Instant>,
     written_at_last: Written,
 }
 
@@ -63,23 +65,30 @@ impl Checkpoints {
             completed: 0,
             failed: 0,
             began: None,
+            ended: None,
             written_at_last: written(store, databases, 0),
         };
-        Self { running: AtomicBool::new(false), unseen_changes, state: Mutex::new(state) }
+        Self { unseen_changes, state: Mutex::new(state), free: Condvar::new() }
     }
 
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
-        // Acquire pairs with the release of the claim before: its state is seen.
-        let free = self.running.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        free.ok().map(|_| {
-            self.lock().began = Some(Instant::now());
-            Claim { checkpoints: Arc::clone(self) }
-        })
+        let state = self.lock();
+        if state.began.is_some() { None } else { Some(self.claimed(state)) }
+    }
+    /// The same, after the one that runs has ended. Blocks; for SHUTDOWN.
+    pub fn claim_next(self: &Arc<Self>) -> Claim {
+        let busy = |state: &mut State| state.began.is_some();
+        let state = self.free.wait_while(self.lock(), busy);
+        self.claimed(state.unwrap_or_else(PoisonError::into_inner))
+    }
+    fn claimed(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Claim {
+        state.began = Some(Instant::now());
+        Claim { checkpoints: Arc::clone(self) }
     }
     /// Whether one is being taken.
     pub fn in_progress(&self) -> bool {
-        self.running.load(Ordering::Relaxed)
+        self.lock().began.is_some()
     }
     /// How they went so far.
     pub fn state(&self) -> State {
@@ -87,7 +96,7 @@ impl Checkpoints {
     }
     /// A change happened that writes no record: FLUSHDB, FLUSHALL, SWAPDB.
     pub fn note_change(&self) {
-        self.unseen_changes.fetch_add(1, Ordering::Relaxed);
+        self.unseen_changes.fetch_add(1, Relaxed);
     }
     /// Writes since the last checkpoint (or the start). A write counts once for each record that
     /// it wrote, so the number can exceed Redis's.
@@ -100,7 +109,7 @@ impl Checkpoints {
     }
 
     fn written(&self, store: &Store, databases: u16) -> Written {
-        written(store, databases, self.unseen_changes.load(Ordering::Relaxed))
+        written(store, databases, self.unseen_changes.load(Relaxed))
     }
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -127,6 +136,7 @@ impl Claim {
         let written = self.checkpoints.written(store, databases);
         let result = store.checkpoint();
         let mut state = self.checkpoints.lock();
+        state.ended = Some(Instant::now());
         match &result {
             Ok(report) => {
                 state.last_save_ms = report.taken_at_ms;
@@ -156,8 +166,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.checkpoints.lock().began = None;
-        // Release pairs with the next claim's acquire.
-        self.checkpoints.running.store(false, Ordering::Release);
+        self.checkpoints.free.notify_one();
     }
 }
 
@@ -176,8 +185,26 @@ mod tests {
         drop(claim);
         assert!(!all.in_progress());
         assert_eq!(all.state().completed, 0);
-        all.claim().expect("free again").take(&store, 16).expect("taken");
+        all.claim_next().take(&store, 16).expect("taken");
         assert_eq!((all.state().completed, all.state().failed), (1, 0));
+        assert!(!all.in_progress());
+    }
+
+    #[test]
+    fn the_next_one_waits_for_the_one_that_runs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(Config::new(directory.path())).expect("opened");
+        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
+        let claim = all.claim().expect("free");
+        let waiting = std::thread::spawn({
+            let all = Arc::clone(&all);
+            move || {
+                let _claim = all.claim_next();
+                all.state().completed
+            }
+        });
+        claim.take(&store, 16).expect("taken");
+        assert_eq!(waiting.join().expect("no panic"), 1);
         assert!(!all.in_progress());
     }
 

@@ -1,0 +1,137 @@
+//! The control plane: one thread with a tokio runtime for what is not a command: the metrics' HTTP
+//! server, the checkpoint interval, the once-a-second sample.
+//!
+//! It starts before the store is opened, so that /health can say "recovering".
+
+use crate::context::Context;
+use crate::http;
+use crate::metrics::Status;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// The running control plane. Dropped, it stops.
+pub struct Control {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Starts it. `listeners` are the metrics server's; there may be none.
+    pub fn start(listeners: Vec<TcpListener>, status: Arc<Status>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listeners = {
+            let _inside = runtime.enter();
+            let to_tokio = |listener: TcpListener| {
+                listener.set_nonblocking(true)?;
+                tokio::net::TcpListener::from_std(listener)
+            };
+            listeners.into_iter().map(to_tokio).collect::<io::Result<Vec<_>>>()?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let run = move || {
+            runtime.block_on(async move {
+                for listener in listeners {
+                    tokio::spawn(http::serve(listener, Arc::clone(&status)));
+                }
+                tokio::select! {
+                    _ = stopped => {}
+                    () = tick(status) => {}
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("control".into()).spawn(run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Stops it and waits: a checkpoint that runs is finished first.
+    pub fn stop(mut self) {
+        self.halt();
+    }
+
+    fn halt(&mut self) {
+        // An error means that the thread has ended already.
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        let ended = self.thread.take().map(JoinHandle::join);
+        if let Some(Err(_)) = ended {
+            tracing::error!("the control thread ended early");
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+async fn tick(status: Arc<Status>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ready_since = None;
+    loop {
+        every.tick().await;
+        let Some(context) = status.context() else { continue };
+        context.rates.sample(context);
+        let ready = *ready_since.get_or_insert_with(Instant::now);
+        if is_due(context, ready)
+            && let Some(claim) = context.checkpoints.claim()
+        {
+            let context = Arc::clone(context);
+            // It logs its outcome itself, and an error leaves the server running.
+            tokio::task::spawn_blocking(move || claim.take(&context.store, context.databases));
+        }
+    }
+}
+
+/// Whether the interval has passed since the last checkpoint ended (or the server was ready) and
+/// something was written.
+fn is_due(context: &Context, ready: Instant) -> bool {
+    let settings = &context.config.config().persistence;
+    let last = context.checkpoints.state().ended.unwrap_or(ready);
+    settings.checkpoint_enabled
+        && last.elapsed() >= settings.checkpoint_interval
+        && context.checkpoints.changes_since_last(&context.store, context.databases) > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::testing::Bench;
+
+    #[test]
+    fn a_checkpoint_is_due_after_the_interval_and_a_change() {
+        let bench = Bench::new();
+        let context = &bench.context;
+        let long_ago = Instant::now() - Duration::from_secs(400);
+        assert!(!is_due(context, long_ago), "nothing was written");
+        context.checkpoints.note_change();
+        assert!(is_due(context, long_ago));
+        assert!(!is_due(context, Instant::now()), "the interval has not passed");
+        context.config.set(&[("save", "")]).expect("live");
+        assert!(!is_due(context, long_ago), "checkpoints are off");
+        context.config.set(&[("save", "300 1")]).expect("live");
+        let claim = context.checkpoints.claim().expect("free");
+        claim.take(&context.store, 16).expect("taken");
+        context.checkpoints.note_change();
+        assert!(!is_due(context, long_ago), "one has just ended");
+    }
+
+    #[test]
+    fn it_stops_when_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let control = Control::start(vec![listener], Arc::default()).expect("started");
+        let mut stream = std::net::TcpStream::connect(address).expect("connected");
+        io::Write::write_all(&mut stream, b"GET /health HTTP/1.0\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        io::Read::read_to_string(&mut stream, &mut answer).expect("answered");
+        assert!(answer.starts_with("HTTP/1.0 503 "), "{answer}");
+        assert!(answer.contains("recovering"), "{answer}");
+        control.stop();
+        assert!(std::net::TcpStream::connect(address).is_err());
+    }
+}

@@ -1,0 +1,308 @@
+//! /metrics and /health: the same numbers as INFO, for Prometheus and for whoever watches over the
+//! process.
+//!
+//! Nothing is kept here: a scrape reads the counters where they are. Names end in their unit;
+//! counters end in `_total`.
+
+use crate::commands::table;
+use crate::context::Context;
+use crate::info::VERSION;
+use crate::memory::{FIXED_BYTES, Usage};
+use crate::process;
+use crate::totals::{CommandTotals, Totals};
+use ferrite_hybridlog::Database;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// What the HTTP server knows: nothing but that it lives, until the store is open.
+#[derive(Default)]
+pub struct Status(OnceLock<Arc<Context>>);
+
+/// An answer of /health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether clients can read and write.
+    pub healthy: bool,
+    /// A JSON object: `status`, and `reason` where there is one.
+    pub json: String,
+}
+
+impl Status {
+    /// The store is open and the server answers.
+    pub fn ready(&self, context: Arc<Context>) {
+        // A second call would name the same server: the first stays.
+        let _ = self.0.set(context);
+    }
+    /// The server, once it is ready.
+    pub fn context(&self) -> Option<&Arc<Context>> {
+        self.0.get()
+    }
+    /// What /health answers.
+    pub fn health(&self) -> Health {
+        let unhealthy = |status: &str, reason: &str| Health {
+            healthy: false,
+            json: serde_json::json!({ "status": status, "reason": reason }).to_string(),
+        };
+        let Some(context) = self.0.get() else {
+            return unhealthy("recovering", "the data is being recovered");
+        };
+        match context.store.stats().not_writable {
+            Some(why) => unhealthy("not writable", &why),
+            None => {
+                Health { healthy: true, json: serde_json::json!({ "status": "ok" }).to_string() }
+            }
+        }
+    }
+    /// What /metrics answers, in the OpenMetrics text format.
+    pub fn metrics(&self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Scrape(self.0.get().cloned())));
+        let mut page = String::with_capacity(8192);
+        text::encode(&mut page, &registry)?;
+        Ok(page)
+    }
+}
+
+struct Scrape(Option<Arc<Context>>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        page.family("ferrite_build", "Version of the server", MetricType::Info, |family| {
+            family.0.encode_info(&[("version", VERSION)])
+        })?;
+        page.gauge("ferrite_ready", "1 once the data is recovered", u64::from(self.0.is_some()))?;
+        let Some(context) = &self.0 else { return Ok(()) };
+        server(&mut page, context)?;
+        commands(&mut page, context)?;
+        memory(&mut page, context)?;
+        log(&mut page, context)?;
+        checkpoints(&mut page, context)?;
+        keys(&mut page, context)
+    }
+}
+
+struct Page<'e>(DescriptorEncoder<'e>);
+struct Family<'e>(prometheus_client::encoding::MetricEncoder<'e>);
+
+impl Page<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+        self.family(name, help, MetricType::Gauge, |family| family.0.encode_gauge(&value))
+    }
+    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
+        self.family(name, help, MetricType::Counter, |family| {
+            family.0.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        })
+    }
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        write: impl FnOnce(&mut Family<'_>) -> fmt::Result,
+    ) -> fmt::Result {
+        write(&mut Family(self.0.encode_descriptor(name, help, None, kind)?))
+    }
+}
+
+impl Family<'_> {
+    fn gauge(&mut self, label: &str, value: &str, n: impl EncodeGaugeValue) -> fmt::Result {
+        self.0.encode_family(&[(label, value)])?.encode_gauge(&n)
+    }
+    fn counter(&mut self, label: &str, value: &str, n: impl EncodeCounterValue) -> fmt::Result {
+        let labels = [(label, value)];
+        self.0.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&n, None)
+    }
+}
+
+fn server(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let (totals, cpu) = (Totals::since_start(context), process::cpu());
+    let uptime = context.started.elapsed().as_secs_f64();
+    page.gauge("ferrite_uptime_seconds", "Time since the start", uptime)?;
+    page.counter("ferrite_cpu_user_seconds", "CPU time in the program", cpu.user)?;
+    page.counter("ferrite_cpu_system_seconds", "CPU time in the kernel", cpu.system)?;
+    page.gauge("ferrite_connected_clients", "Clients now", context.clients.count())?;
+    page.counter("ferrite_connections", "Connections accepted", totals.connections)?;
+    page.counter(
+        "ferrite_rejected_connections",
+        "Connections refused because there were too many",
+        totals.refused_connections,
+    )?;
+    page.counter("ferrite_net_input_bytes", "Bytes received", totals.input_bytes)?;
+    page.counter("ferrite_net_output_bytes", "Bytes sent", totals.output_bytes)?;
+    page.counter("ferrite_error_replies", "Error replies", totals.errors)?;
+    page.counter("ferrite_keyspace_hits", "Keys that reads found", totals.keyspace_hits)?;
+    page.counter(
+        "ferrite_keyspace_misses",
+        "Keys that reads did not find",
+        totals.keyspace_misses,
+    )?;
+    page.counter("ferrite_expired_keys", "Keys removed by their expiry", totals.expired_keys)
+}
+
+fn commands(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let totals = Totals::since_start(context);
+    page.counter("ferrite_commands", "Commands run", totals.commands)?;
+    let used = || {
+        let entries = table().entries().iter().zip(&totals.by_command);
+        entries.filter(|(_, n)| **n != CommandTotals::default())
+    };
+    let kind = MetricType::Counter;
+    page.family("ferrite_command_calls", "Runs that ended, by command", kind, |family| {
+        used().try_for_each(|(entry, n)| family.counter("command", &entry.name, n.calls))
+    })?;
+    page.family("ferrite_command_seconds", "Time spent, by command", kind, |family| {
+        used().try_for_each(|(entry, n)| {
+            family.counter("command", &entry.name, n.nanoseconds as f64 / 1e9)
+        })
+    })?;
+    page.family("ferrite_command_failures", "Runs that failed, by command", kind, |family| {
+        used().try_for_each(|(entry, n)| family.counter("command", &entry.name, n.failed))
+    })?;
+    page.family("ferrite_command_rejections", "Refused before they ran", kind, |family| {
+        used().try_for_each(|(entry, n)| family.counter("command", &entry.name, n.rejected))
+    })
+}
+
+fn memory(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let usage = Usage::of(context);
+    let (budget, process) = (usage.budget, usage.process);
+    page.gauge("ferrite_memory_used_bytes", "Anonymous and locked memory", usage.used())?;
+    page.gauge("ferrite_memory_resident_bytes", "Resident memory", process.resident)?;
+    page.gauge("ferrite_memory_budget_bytes", "What may be used at most", budget.total())?;
+    let help = "What may be used at most, by purpose";
+    page.family("ferrite_memory_budget_part_bytes", help, MetricType::Gauge, |family| {
+        for (part, bytes) in [
+            ("mutable", budget.mutable),
+            ("readonly", budget.readonly),
+            ("block_cache", budget.block_cache),
+            ("index", budget.index),
+            ("query_buffers", budget.query_buffers),
+            ("output_buffers", budget.output_buffers),
+            ("fixed", FIXED_BYTES),
+        ] {
+            family.gauge("part", part, bytes)?;
+        }
+        Ok(())
+    })?;
+    page.gauge("ferrite_index_bytes", "Resident memory of the index", budget.index)?;
+    page.gauge("ferrite_frame_bytes", "Memory of the log's frames", usage.frames)?;
+    page.gauge("ferrite_block_cache_bytes", "Memory of the block cache", usage.block_cache)
+}
+
+fn log(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let stats = context.store.stats();
+    let help = "The log's boundaries, as positions in it";
+    page.family("ferrite_log_address_bytes", help, MetricType::Gauge, |family| {
+        for (boundary, address) in [
+            ("begin", stats.log_begin),
+            ("head", stats.log_head),
+            ("flushed_until", stats.log_flushed_until),
+            ("read_only", stats.log_read_only),
+            ("tail", stats.log_tail),
+        ] {
+            family.gauge("boundary", boundary, address)?;
+        }
+        Ok(())
+    })?;
+    let writable = u64::from(stats.not_writable.is_none());
+    page.gauge("ferrite_writable", "1 while the log takes writes", writable)?;
+    page.gauge("ferrite_disk_bytes", "Bytes of the store's files", stats.disk_bytes)?;
+    page.counter("ferrite_device_reads", "Records read from the device", stats.device_reads)?;
+    page.counter("ferrite_device_read_bytes", "Bytes read from it", stats.device_read_bytes)?;
+    page.counter("ferrite_device_write_bytes", "Bytes written to it", stats.device_write_bytes)?;
+    page.counter("ferrite_in_place_updates", "Values changed in place", stats.in_place_updates)?;
+    page.counter("ferrite_appends", "Records appended to the log", stats.appends)?;
+    let help = "Operations that waited for room in the log";
+    page.counter("ferrite_parked_for_room", help, stats.parked_for_room)?;
+    let longest = stats.safepoint_us_max as f64 / 1e6;
+    page.gauge("ferrite_safepoint_max_seconds", "The longest stop of all commands", longest)
+}
+
+fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let state = context.checkpoints.state();
+    let running = u64::from(context.checkpoints.in_progress());
+    let last_s = state.last_save_ms as f64 / 1000.0;
+    page.gauge("ferrite_checkpoint_in_progress", "1 while one is being taken", running)?;
+    page.gauge("ferrite_checkpoint_last_save_timestamp_seconds", "Time of the newest", last_s)?;
+    page.counter("ferrite_checkpoints", "Checkpoints taken", state.completed)?;
+    page.counter("ferrite_checkpoint_failures", "Checkpoints that failed", state.failed)?;
+    // Before the first one of this run there is nothing to tell.
+    if let Some(duration) = state.last_duration {
+        let seconds = duration.as_secs_f64();
+        page.gauge("ferrite_checkpoint_duration_seconds", "Last checkpoint duration", seconds)?;
+        page.gauge("ferrite_checkpoint_size_bytes", "Last checkpoint size", state.last_bytes)?;
+    }
+    Ok(())
+}
+
+fn keys(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let counts = || {
+        let all = (0..context.databases).map(|db| {
+            let number = Database(u8::try_from(db).expect("at most 256 databases"));
+            (db.to_string(), context.store.key_count(number))
+        });
+        all.filter(|(_, (keys, _))| *keys > 0)
+    };
+    page.family("ferrite_keys", "Keys, by database", MetricType::Gauge, |family| {
+        counts().try_for_each(|(db, (keys, _))| family.gauge("db", &db, keys))
+    })?;
+    page.family("ferrite_expiring_keys", "Keys with an expiry", MetricType::Gauge, |family| {
+        counts().try_for_each(|(db, (_, expiring))| family.gauge("db", &db, expiring))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::testing::Bench;
+
+    #[test]
+    fn health_says_why_not() {
+        let status = Status::default();
+        assert!(!status.health().healthy);
+        assert!(status.health().json.contains("\"status\":\"recovering\""));
+        status.ready(Arc::clone(&Bench::new().context));
+        assert_eq!(status.health(), Health { healthy: true, json: r#"{"status":"ok"}"#.into() });
+    }
+
+    #[test]
+    fn a_page_has_the_numbers_where_prometheus_looks_for_them() {
+        let mut bench = Bench::new();
+        bench.text("set a 1");
+        let get = table().find(b"get").expect("a command").id;
+        bench.context.workers[0].by_command[get].calls.add(3);
+        let claim = bench.context.checkpoints.claim().expect("free");
+        claim.take(&bench.context.store, 16).expect("taken");
+        let status = Status::default();
+        let before = status.metrics().expect("a page");
+        assert!(before.contains("ferrite_ready 0\n"), "{before}");
+        status.ready(Arc::clone(&bench.context));
+        let page = status.metrics().expect("a page");
+        for line in [
+            "ferrite_ready 1\n",
+            "ferrite_keys{db=\"0\"} 1\n",
+            "ferrite_command_calls_total{command=\"get\"} 3\n",
+            "# TYPE ferrite_checkpoint_duration_seconds gauge\n",
+            "# TYPE ferrite_checkpoint_size_bytes gauge\n",
+            "ferrite_log_address_bytes{boundary=\"tail\"} ",
+            "ferrite_memory_budget_part_bytes{part=\"fixed\"} 50331648\n",
+            "ferrite_uptime_seconds ",
+        ] {
+            assert!(page.contains(line), "{line} in {page}");
+        }
+        assert!(page.ends_with("# EOF\n"));
+    }
+}
