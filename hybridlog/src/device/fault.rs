@@ -25,6 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::local::shielded;
 use super::{Device, FileId, Request};
 
 mod disk;
@@ -367,7 +368,7 @@ impl Drop for FaultDevice {
         if let Some(thread) = thread
             && thread.thread().id() != thread::current().id()
         {
-            // A completion that panicked has been reported by the panic itself.
+            // A panic of the thread has been reported by the panic itself.
             let _ = thread.join();
         }
     }
@@ -376,7 +377,7 @@ impl Drop for FaultDevice {
 impl Shared {
     fn run(&self) {
         while let Some(queued) = self.next() {
-            self.carry_out(queued);
+            shielded(|| self.carry_out(queued));
         }
     }
 

@@ -8,11 +8,13 @@
 //! `drop` returns, unless the last handle is dropped inside a completion.
 
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::directory::Directory;
 use super::posix::PosixEngine;
+use super::uring::UringEngine;
 use super::{Device, FileId, Request};
 use crate::{IoChoice, OpenError};
 
@@ -31,15 +33,35 @@ pub struct Opened {
 /// the store belongs, when `stem` cannot start a file name, and when the chosen I/O is refused.
 pub fn open(directory: &Path, stem: &str, io: IoChoice) -> Result<Opened, OpenError> {
     let directory = Arc::new(Directory::open(directory, stem)?);
-    if io == IoChoice::IoUring {
-        return Err(OpenError::Config {
-            setting: "io",
-            value: "io_uring".to_owned(),
-            why: "this version has only posix".to_owned(),
-        });
+    let start = || UringEngine::start(Arc::clone(&directory));
+    let (ring, fallback) = choose(io, start)?;
+    let engine: Box<dyn Engine> = match ring {
+        Some(ring) => Box::new(ring),
+        None => Box::new(PosixEngine::new(Arc::clone(&directory))),
+    };
+    Ok(Opened { device: Arc::new(LocalDevice { directory, engine }), fallback })
+}
+
+/// What was chosen: a ring, or posix with the reason if there was a choice.
+fn choose<R>(
+    io: IoChoice,
+    start: impl FnOnce() -> Result<R, String>,
+) -> Result<(Option<R>, Option<String>), OpenError> {
+    match io {
+        IoChoice::Posix => Ok((None, None)),
+        IoChoice::Auto => match start() {
+            Ok(ring) => Ok((Some(ring), None)),
+            Err(why) => Ok((None, Some(why))),
+        },
+        IoChoice::IoUring => match start() {
+            Ok(ring) => Ok((Some(ring), None)),
+            Err(why) => Err(OpenError::Config {
+                setting: "io",
+                value: "io_uring".to_owned(),
+                why: format!("{why}; use auto or posix"),
+            }),
+        },
     }
-    let engine = Box::new(PosixEngine::new(Arc::clone(&directory)));
-    Ok(Opened { device: Arc::new(LocalDevice { directory, engine }), fallback: None })
 }
 
 /// How requests are carried out.
@@ -48,6 +70,20 @@ pub(super) trait Engine: Send + Sync + 'static {
     fn submit(&self, request: Request);
     /// See [`Device::io_kind`].
     fn kind(&self) -> &'static str;
+}
+
+/// Completes a request with an error.
+pub(super) fn fail(request: Request, error: io::Error) {
+    shielded(|| match request {
+        Request::Read { done, .. } => done(Err(error)),
+        Request::Write { done, .. } | Request::Sync { done, .. } => done(Err(error)),
+    });
+}
+
+/// Calls a completion. One that panics is a bug of its owner, which the panic has reported; the
+/// thread goes on, since the requests of others depend on it.
+pub(super) fn shielded(completion: impl FnOnce()) {
+    let _ = panic::catch_unwind(AssertUnwindSafe(completion));
 }
 
 /// A [`Device`] on a local file system.
@@ -99,5 +135,24 @@ impl Device for LocalDevice {
 
     fn direct_reads(&self) -> Result<(), String> {
         self.directory.direct_reads()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_falls_back_and_says_why_but_a_forced_ring_does_not() {
+        let refused = || Err::<(), _>("forbidden here".to_owned());
+        let (ring, why) = choose(IoChoice::Auto, refused).unwrap();
+        assert_eq!((ring, why.as_deref()), (None, Some("forbidden here")));
+        let error = choose(IoChoice::IoUring, refused).unwrap_err().to_string();
+        assert!(error.contains("io_uring") && error.contains("forbidden here; use"), "{error}");
+        assert_eq!(
+            choose(IoChoice::Posix, || -> Result<(), _> { unreachable!() }).unwrap(),
+            (None, None)
+        );
+        assert_eq!(choose(IoChoice::Auto, || Ok(5)).unwrap(), (Some(5), None));
     }
 }

@@ -21,6 +21,7 @@ mod names;
 mod posix;
 #[cfg(test)]
 mod tests;
+mod uring;
 
 pub use local::{LocalDevice, Opened, open};
 

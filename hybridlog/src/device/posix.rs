@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 
 use super::descriptors::Access;
 use super::directory::{self, Directory};
-use super::local::Engine;
+use super::local::{Engine, fail, shielded};
 use super::{Buffer, FileId, Request};
 
 /// Reads that can block in the kernel at once. A drive that is asked 32 things at a time is near
@@ -73,8 +73,6 @@ struct Shared {
 struct State {
     queue: VecDeque<Request>,
     threads: Vec<JoinHandle<()>>,
-    /// Threads that have not ended.
-    running: usize,
     /// Those of them that wait for a request.
     idle: usize,
     closing: bool,
@@ -90,19 +88,16 @@ impl Pool {
         let shared = &self.shared;
         let mut state = shared.lock();
         state.queue.push_back(request);
-        if state.idle < state.queue.len() && state.running < shared.threads_max {
+        if state.idle < state.queue.len() && state.threads.len() < shared.threads_max {
             let worker = Arc::clone(shared);
             let started = thread::Builder::new()
                 .name(shared.name.to_owned())
                 .stack_size(STACK_SIZE)
                 .spawn(move || worker.run());
             match started {
-                Ok(thread) => {
-                    state.running += 1;
-                    state.threads.push(thread);
-                }
+                Ok(thread) => state.threads.push(thread),
                 // The threads that there are will come to it.
-                Err(_) if state.running > 0 => {}
+                Err(_) if !state.threads.is_empty() => {}
                 Err(error) => {
                     let request = state.queue.pop_back();
                     drop(state);
@@ -127,7 +122,7 @@ impl Drop for Pool {
         let this = thread::current().id();
         // A completion that drops the last handle runs on one of them, which ends after it.
         for thread in threads.into_iter().filter(|thread| thread.thread().id() != this) {
-            // A completion that panicked has been reported by the panic itself.
+            // A panic of the thread has been reported by the panic itself.
             let _ = thread.join();
         }
     }
@@ -135,9 +130,8 @@ impl Drop for Pool {
 
 impl Shared {
     fn run(&self) {
-        let _running = Running(self);
         while let Some(request) = self.next() {
-            carry_out(&self.directory, request);
+            shielded(|| carry_out(&self.directory, request));
         }
     }
 
@@ -163,15 +157,6 @@ impl Shared {
     }
 }
 
-/// Counts a thread out, also when a completion panics, so that another takes its place.
-struct Running<'a>(&'a Shared);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.lock().running -= 1;
-    }
-}
-
 fn carry_out(directory: &Directory, request: Request) {
     match request {
         Request::Read { file, offset, buffer, done } => done(read(directory, file, offset, buffer)),
@@ -182,14 +167,6 @@ fn carry_out(directory: &Directory, request: Request) {
             done(result.map_err(directory::full_is_full));
         }
         Request::Sync { file, done } => done(sync(directory, file)),
-    }
-}
-
-/// Completes a request with an error.
-pub(super) fn fail(request: Request, error: io::Error) {
-    match request {
-        Request::Read { done, .. } => done(Err(error)),
-        Request::Write { done, .. } | Request::Sync { done, .. } => done(Err(error)),
     }
 }
 

@@ -96,6 +96,8 @@ macro_rules! contract {
                 many_requests_from_many_threads_all_complete
                 a_completion_may_submit
                 the_last_handle_may_be_dropped_in_a_completion
+                a_write_lets_go_of_its_bytes_before_it_completes
+                a_panicking_completion_harms_no_other
                 dropping_the_device_completes_what_was_submitted
                 there_is_free_space
             );
@@ -111,6 +113,13 @@ macro_rules! contract {
 
 contract! {
     posix: |path| Some(open(path, "ferrite", IoChoice::Posix).unwrap().device);
+    io_uring: |path| match open(path, "ferrite", IoChoice::IoUring) {
+        Ok(opened) => Some(opened.device),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    };
     simulated: |_| Some(FaultDevice::new());
     simulated_out_of_order: |_| {
         let device = FaultDevice::new();
@@ -371,6 +380,39 @@ fn the_last_handle_may_be_dropped_in_a_completion(device: Arc<dyn Device>) {
     receiver.recv().unwrap().unwrap();
 }
 
+fn a_write_lets_go_of_its_bytes_before_it_completes(device: Arc<dyn Device>) {
+    struct Page(Vec<u8>, #[expect(dead_code, reason = "held for its count")] Arc<()>);
+    impl AsRef<[u8]> for Page {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    device.create(FileId::Segment(1), BLOCK).unwrap();
+    for file in [FileId::Segment(1), FileId::Segment(404)] {
+        let (sender, receiver) = mpsc::channel();
+        let held = Arc::new(());
+        device.submit(Request::Write {
+            file,
+            offset: 0,
+            bytes: Bytes::new(Page(block(1), Arc::clone(&held))),
+            done: Box::new(move |_| sender.send(Arc::strong_count(&held)).unwrap()),
+        });
+        assert_eq!(receiver.recv().unwrap(), 1);
+    }
+}
+
+fn a_panicking_completion_harms_no_other(device: Arc<dyn Device>) {
+    device.create(FileId::Index(1), BLOCK).unwrap();
+    for _ in 0..50 {
+        device.submit(Request::Sync {
+            file: FileId::Index(1),
+            // Not `panic!`, whose message would fill the output of the test.
+            done: Box::new(|_| std::panic::resume_unwind(Box::new("on purpose"))),
+        });
+        read(&*device, FileId::Index(1), 0, ALIGNMENT).unwrap();
+    }
+}
+
 fn dropping_the_device_completes_what_was_submitted(device: Arc<dyn Device>) {
     const REQUESTS: u64 = 500;
     device.create(FileId::Segment(1), REQUESTS * BLOCK).unwrap();
@@ -392,4 +434,79 @@ fn dropping_the_device_completes_what_was_submitted(device: Arc<dyn Device>) {
 
 fn there_is_free_space(device: Arc<dyn Device>) {
     assert!(device.free_space().unwrap() > 0);
+}
+
+/// A file system mounted for one test; unmounted when dropped.
+struct Mounted {
+    path: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// Mounts, or says why the test is skipped: it takes root.
+    fn new(kind: &str, options: &str) -> Option<Self> {
+        let path = tempfile::tempdir().unwrap();
+        let arguments = ["-t", kind, "-o", options, "ferrite-test"];
+        let mounted =
+            std::process::Command::new("mount").args(arguments).arg(path.path()).output().unwrap();
+        if !mounted.status.success() {
+            eprintln!("skipped: {}", String::from_utf8_lossy(&mounted.stderr).trim());
+            return None;
+        }
+        Some(Self { path })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.path.path()).status();
+    }
+}
+
+/// Both local forms, each in an empty directory of a file system; io_uring where it is granted.
+fn local_forms(mounted: &Mounted) -> Vec<Arc<dyn Device>> {
+    [IoChoice::Posix, IoChoice::IoUring]
+        .into_iter()
+        .filter_map(|io| {
+            let path = mounted.path.path().join(format!("{io:?}"));
+            open(&path, "ferrite", io).map_err(|error| eprintln!("skipped: {error}")).ok()
+        })
+        .map(|opened| opened.device)
+        .collect()
+}
+
+#[test]
+fn a_full_file_system_is_storage_full_and_recovers() {
+    let Some(mounted) = Mounted::new("tmpfs", "size=1m") else { return };
+    let devices = local_forms(&mounted);
+    assert!(!devices.is_empty());
+    for device in devices {
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        let (full, file) = (io::ErrorKind::StorageFull, FileId::Index(1));
+        assert_eq!(kind(device.create(FileId::Segment(1), 2 << 20)), full);
+        assert_eq!(device.list().unwrap(), [], "what could not be made whole is not there");
+        device.create(file, 0).unwrap();
+        assert_eq!(kind(write(&*device, file, 0, &vec![1; 2 << 20])), full);
+        assert!(device.free_space().unwrap() < 1 << 20);
+        device.remove(file).unwrap();
+        device.create(file, 0).unwrap();
+        write(&*device, file, 0, &block(1)).unwrap();
+        assert_eq!(*read(&*device, file, 0, ALIGNMENT).unwrap(), block(1));
+        device.remove(file).unwrap();
+    }
+}
+
+/// ramfs has no direct I/O and no fallocate.
+#[test]
+fn a_file_system_without_direct_reads_is_read_through_the_page_cache() {
+    let Some(mounted) = Mounted::new("ramfs", "mode=700") else { return };
+    let devices = local_forms(&mounted);
+    assert!(!devices.is_empty());
+    for device in devices {
+        let why = device.direct_reads().unwrap_err();
+        assert!(why.contains("O_DIRECT"), "{why}");
+        device.create(FileId::Segment(1), 8 * BLOCK).unwrap();
+        assert_eq!(device.size(FileId::Segment(1)).unwrap(), 8 * BLOCK);
+        write(&*device, FileId::Segment(1), BLOCK, &block(1)).unwrap();
+        assert_eq!(*read(&*device, FileId::Segment(1), BLOCK, ALIGNMENT).unwrap(), block(1));
+    }
 }
