@@ -80,6 +80,9 @@ pub const WRONG_TYPE: ErrorReply =
 /// An argument or a value is no 64-bit integer.
 pub const NOT_AN_INTEGER: ErrorReply =
     ErrorReply::new("ERR value is not an integer or out of range");
+/// An argument is no 32-bit integer.
+pub const NOT_32_BITS: ErrorReply =
+    ErrorReply::new("ERR value is out of range, value must between -2147483648 and 2147483647");
 /// An argument is an integer outside of what the command takes.
 pub const OUT_OF_RANGE: ErrorReply = ErrorReply::new("ERR value is out of range");
 /// An argument must be above zero or zero.

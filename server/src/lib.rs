@@ -15,6 +15,7 @@ pub mod connection;
 pub mod context;
 pub mod control;
 pub mod counters;
+pub mod encoding;
 pub mod error;
 pub mod facts;
 pub mod glob;

@@ -113,6 +113,11 @@ pub fn integer(word: &[u8]) -> Result<i64, ErrorReply> {
     parse_i64(word).ok_or(error::NOT_AN_INTEGER)
 }
 
+/// An argument as a 32-bit integer, or Redis's error.
+pub fn integer_32(word: &[u8]) -> Result<i32, ErrorReply> {
+    i32::try_from(integer(word)?).map_err(|_| error::NOT_32_BITS)
+}
+
 /// An argument as a double, or Redis's error.
 pub fn double(word: &[u8]) -> Result<f64, ErrorReply> {
     parse_f64(word).ok_or(error::NOT_A_FLOAT)
@@ -146,9 +151,23 @@ pub fn parse_i64(word: &[u8]) -> Option<i64> {
     }
 }
 
-/// An unsigned 64-bit integer as `strtoul` in base 10 takes a whole argument (SCAN's cursor).
+/// An unsigned 64-bit integer as `strtoul` in base 10 takes a whole argument (SCAN's cursor): with
+/// a sign, a minus negating in 64 bits; no digits at all are zero, but only where nothing stands.
 pub fn parse_u64(word: &[u8]) -> Option<u64> {
-    std::str::from_utf8(word).ok()?.parse().ok()
+    let (negative, digits) = match word {
+        [] => return Some(0),
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        _ => (false, word),
+    };
+    if digits.is_empty() {
+        return None;
+    }
+    let magnitude = digits.iter().try_fold(0u64, |n, digit| match digit {
+        b'0'..=b'9' => n.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })?;
+    Some(if negative { magnitude.wrapping_neg() } else { magnitude })
 }
 
 /// A double as Redis's `string2d` takes it, without NaN: C's `strtod` over the whole word, no blank
@@ -215,6 +234,25 @@ mod tests {
             ("1a", None),
         ] {
             assert_eq!(parse_i64(text.as_bytes()), n, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn cursors_are_what_strtoul_takes() {
+        for (text, n) in [
+            ("0", Some(0)),
+            ("", Some(0)),
+            ("007", Some(7)),
+            ("+7", Some(7)),
+            ("-1", Some(u64::MAX)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("-", None),
+            (" 1", None),
+            ("1 ", None),
+            ("abc", None),
+        ] {
+            assert_eq!(parse_u64(text.as_bytes()), n, "{text:?}");
         }
     }
 

@@ -13,11 +13,14 @@
 //! written so far is thrown away. What it must keep between its runs goes into
 //! [`Call::progress`].
 
+mod admin;
 pub mod args;
 mod config;
 mod connection;
+mod expiry;
 mod info;
 mod keys;
+mod lookup;
 mod spec;
 mod string;
 mod table;
@@ -38,8 +41,14 @@ use std::any::Any;
 use std::sync::Arc;
 
 /// The rows, family by family.
-const FAMILIES: &[&[CommandSpec]] =
-    &[config::COMMANDS, connection::COMMANDS, info::COMMANDS, keys::COMMANDS, string::COMMANDS];
+const FAMILIES: &[&[CommandSpec]] = &[
+    admin::COMMANDS,
+    config::COMMANDS,
+    connection::COMMANDS,
+    info::COMMANDS,
+    keys::COMMANDS,
+    string::COMMANDS,
+];
 
 /// What an inside handler works with. The fields are borrowed apart from each other, so a closure
 /// given to the store can write the reply.
@@ -101,7 +110,11 @@ impl OutsideCall<'_> {
 
 /// A number of a database as SELECT and its kin take it.
 pub fn database(context: &Context, word: &[u8]) -> Result<Database, ErrorReply> {
-    let n = args::integer(word)?;
+    numbered_database(context, args::integer_32(word)?)
+}
+
+/// The database of that number, if there is one.
+fn numbered_database(context: &Context, n: i32) -> Result<Database, ErrorReply> {
     match u16::try_from(n) {
         Ok(n) if n < context.databases => Ok(Database(n as u8)),
         _ => Err(crate::error::DB_OUT_OF_RANGE),
@@ -110,7 +123,7 @@ pub fn database(context: &Context, word: &[u8]) -> Result<Database, ErrorReply> 
 
 /// Writes what a container answers to HELP.
 pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
-    const LAST: [&str; 2] = ["HELP", "    Print this help."];
+    const LAST: [&str; 2] = ["HELP", "    Prints this help."];
     reply.array(lines.len() + 1 + LAST.len());
     reply.simple(&format!("{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
     lines.iter().chain(&LAST).for_each(|line| reply.simple(line));
