@@ -96,9 +96,9 @@ class Server:
 
     def __init__(self, options, directory=None, **settings):
         """Settings are given as storage_hybridlog_page_size=... or as a dict under `settings`."""
-        self.oracle = options.server_cmd == "redis"
         self.template = {"ferrite": FERRITE_COMMAND, "redis": REDIS_COMMAND}.get(
             options.server_cmd, options.server_cmd)
+        self.oracle = "redis-server" in self.template
         self.settings = settings.pop("settings", settings)
         self.wrap = []
         self.name = "redis-server" if self.oracle else "the server"
