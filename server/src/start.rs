@@ -1,0 +1,241 @@
+//! What can stand in the way of a start, each with what to do about it; and what a start tells.
+
+use crate::config::{Config, ConfigError, Loaded};
+use crate::context::Context;
+use crate::info::VERSION;
+use crate::memory::Usage;
+use ferrite_hybridlog::{OpenError, Store};
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+/// Why the server did not start. `Display` is one line that ends with what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A file or directory that the start needs.
+    #[error("cannot {action} {}: {}; {}", .path.display(), reason(.source), advice(.source, .setting))]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The flag or setting that names another.
+        setting: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// An address of the metrics server.
+    #[error("cannot serve metrics on {address}: {}; set metrics.port or metrics.bind", reason(.source))]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A size that the store refuses.
+    #[error(transparent)]
+    Setting(ConfigError),
+    /// The store did not open: its text says what to do.
+    #[error(transparent)]
+    Store(OpenError),
+    /// No thread could be made.
+    #[error("cannot start a thread: {}; raise the limit of processes (ulimit -u)", reason(.0))]
+    Thread(io::Error),
+}
+
+/// Makes the data directory and answers its absolute path.
+pub fn data_directory(path: &Path) -> Result<PathBuf, StartError> {
+    let failed = |action, source| StartError::File {
+        action,
+        path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+        setting: "--data-dir",
+        source,
+    };
+    fs::create_dir_all(path).map_err(|e| failed("make the data directory", e))?;
+    path.canonicalize().map_err(|e| failed("enter the data directory", e))
+}
+
+/// Opens the store in `directory` and recovers it.
+pub fn open_store(config: &Config, directory: &Path) -> Result<Store, StartError> {
+    let config =
+        ferrite_hybridlog::Config { directory: directory.to_owned(), ..config.store.clone() };
+    Store::open(config).map_err(|e| match e {
+        OpenError::Config { setting, value, why } => {
+            StartError::Setting(ConfigError::Relation { name: setting_name(setting), value, why })
+        }
+        OpenError::Io { action, path, source } => {
+            StartError::File { action, path, setting: "--data-dir", source }
+        }
+        other => StartError::Store(other),
+    })
+}
+
+/// Listens for the metrics server; without it, on nothing.
+pub fn metrics_listeners(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let metrics = &config.metrics;
+    let addresses = metrics.bind.iter().map(|ip| SocketAddr::new(*ip, metrics.port));
+    let addresses = addresses.filter(|_| metrics.enabled);
+    let listen = |address| {
+        TcpListener::bind(address).map_err(|source| StartError::Metrics { address, source })
+    };
+    addresses.map(listen).collect()
+}
+
+/// Tells where the settings came from.
+pub fn tell_configuration(loaded: &Loaded) {
+    tracing::info!("Ferrite {VERSION}, process {}", std::process::id());
+    match &loaded.file {
+        Some(path) => {
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let how = if loaded.file_found { ", found in the working directory" } else { "" };
+            tracing::info!("configuration from {}{how}", path.display());
+        }
+        None => tracing::info!("no configuration file: defaults, environment and flags"),
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Tells what was found and chosen.
+pub fn tell_store(context: &Context) {
+    let (recovery, stats) = (context.store.recovery(), context.store.stats());
+    let backend = if context.config.config().store.spill { "hybridlog" } else { "memory" };
+    tracing::info!("data directory {}", context.facts.data_dir.display());
+    tracing::info!(
+        "backend {backend}, file I/O {}, read-only window {}",
+        stats.io_kind,
+        stats.readonly_window
+    );
+    let ms = recovery.duration.as_secs_f64() * 1000.0;
+    match recovery.checkpoint {
+        Some(number) => tracing::info!(
+            "recovered {} keys from checkpoint {number} in {ms:.1} ms",
+            recovery.keys
+        ),
+        None => tracing::info!("recovered 0 keys in {ms:.1} ms: there is no checkpoint"),
+    }
+    let budget = Usage::of(context).budget;
+    tracing::info!(
+        "memory budget {} MiB: mutable {}, read-only {}, block cache {}, index {} (so far), \
+         buffers as needed, other {}",
+        budget.total() >> 20,
+        budget.mutable >> 20,
+        budget.readonly >> 20,
+        budget.block_cache >> 20,
+        budget.index >> 20,
+        crate::memory::FIXED_BYTES >> 20
+    );
+}
+
+/// Tells where the server listens, and that nobody is asked for a password.
+pub fn tell_listening(context: &Context) {
+    let addresses = context.facts.addresses.get().cloned().unwrap_or_default();
+    let transport = context.facts.transport.get().unwrap_or(&"none");
+    for address in &addresses {
+        let workers = context.workers.len();
+        tracing::info!("listening on {address}, transport {transport}, {workers} workers");
+    }
+    for address in addresses.iter().filter(|a| !a.ip().is_loopback()) {
+        tracing::warn!(
+            "there is no authentication yet: whoever reaches {address} can read and change \
+             everything"
+        );
+    }
+}
+
+/// Lets the process have as many descriptors as it may, and tells when that is too few.
+pub fn raise_descriptor_limit(max_connections: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Files of the store, listeners, pipes.
+    const OTHERS: u64 = 64;
+    let limit = getrlimit(Resource::Nofile);
+    // Without a hard limit what is wanted is asked for.
+    let wanted = limit.maximum.unwrap_or(max_connections + OTHERS);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        if let Err(e) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!("the limit of open files cannot be raised to {wanted}: {e}");
+        }
+    }
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if now < max_connections + OTHERS {
+        tracing::warn!(
+            "the limit of open files is {now}: fewer than server.max_connections \
+             ({max_connections}) will fit; raise it with ulimit -n"
+        );
+    }
+}
+
+/// The name of a setting of the store.
+fn setting_name(field: &str) -> &'static str {
+    match field {
+        "mutable_size" => "storage.hybridlog_mutable_size",
+        "readonly_size" => "storage.hybridlog_readonly_size",
+        "page_size" => "storage.hybridlog_page_size",
+        "segment_size" => "storage.hybridlog_segment_size",
+        "block_cache_size" => "storage.block_cache_size",
+        "index_max_size" => "storage.index_max_size",
+        "databases" => "storage.databases",
+        "io" => "storage.io",
+        "file_stem" => "persistence.checkpoint_file",
+        _ => "storage",
+    }
+}
+
+/// The system's answer without its number.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+fn advice(error: &io::Error, setting: &str) -> String {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => format!(
+            "make it writable for the user that runs ferrite, or choose another with {setting}"
+        ),
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            format!("free some space on that disk, or choose another with {setting}")
+        }
+        Kind::NotFound => format!("make the directory above it, or choose another with {setting}"),
+        _ => format!("choose another with {setting}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_one_line_with_advice() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("file");
+        fs::write(&file, "").expect("written");
+        let error = data_directory(&file.join("data")).expect_err("a file is in the way");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot make the data directory {}/data: not a directory; choose another with \
+                 --data-dir",
+                file.display()
+            )
+        );
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let advice = advice(&full, "--data-dir");
+        assert_eq!(advice, "free some space on that disk, or choose another with --data-dir");
+    }
+
+    #[test]
+    fn the_stores_fields_have_the_settings_names() {
+        for field in ["mutable_size", "readonly_size", "page_size", "segment_size", "databases"] {
+            let name = setting_name(field);
+            assert!(crate::config::ROWS.iter().any(|row| row.name == name), "{field}: {name}");
+        }
+    }
+}
