@@ -176,7 +176,7 @@ pub const ROWS: &[Row] = &[
     Row::new("server.port", Kind::Integer(0, 65535), "6379",
         "TCP port; 0 lets the system choose one."),
     Row::new("server.unix_socket", Kind::Path { optional: true }, "",
-        "Path of a Unix socket to listen on as well.").not_yet(),
+        "Path of a Unix socket to listen on as well."),
     Row::new("server.workers", Kind::Integer(1, 256), "1",
         "Threads that serve connections.").default(Default::Cores),
     Row::new("server.transport", Kind::Choice(TRANSPORTS), "auto",

@@ -30,6 +30,8 @@ pub struct ServerSettings {
     pub bind: Vec<IpAddr>,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// A Unix socket to listen on as well.
+    pub unix_socket: Option<PathBuf>,
     /// Threads that serve connections; at least one.
     pub workers: usize,
     /// How sockets are read and written.
@@ -121,8 +123,7 @@ impl Config {
                     "json" => LogFormat::Json,
                     _ => LogFormat::Pretty,
                 },
-                file: Some(PathBuf::from(read.text("logging.file")))
-                    .filter(|path| !path.as_os_str().is_empty()),
+                file: read.path("logging.file"),
             },
         };
         config.ports_differ()?;
@@ -156,6 +157,7 @@ fn server(read: Reader<'_>) -> ServerSettings {
     ServerSettings {
         bind: read.addresses("server.bind"),
         port: read.port("server.port"),
+        unix_socket: read.path("server.unix_socket"),
         workers: usize::try_from(read.integer("server.workers")).expect("the row's range"),
         transport: match read.choice("server.transport") {
             "epoll" => Transport::Epoll,
@@ -265,6 +267,10 @@ impl<'a> Reader<'a> {
             Value::Text(text) => text,
             other => unreachable!("{name} is a text in the table, not {other:?}"),
         }
+    }
+    /// An optional path: empty is none.
+    fn path(self, name: &str) -> Option<PathBuf> {
+        Some(PathBuf::from(self.text(name))).filter(|path| !path.as_os_str().is_empty())
     }
     fn addresses(self, name: &str) -> Vec<IpAddr> {
         let words = self.text(name).split(' ');
