@@ -14,13 +14,23 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("Ferrite needs a 64-bit target");
 
+mod checkpoint;
+mod config;
 pub mod device;
 mod error;
+mod log;
+mod record;
 pub mod segment_store;
+mod seqlock;
 mod store;
+mod sync;
+mod tier;
 
+pub use checkpoint::CheckpointReport;
+pub use checkpoint::recover::Recovery;
+pub use config::{Config, IoChoice};
 pub use error::{CheckpointError, OpenError, OperationError};
 pub use store::{
-    Change, CheckpointReport, Config, Database, Inside, IoChoice, Many, Operation, Recovery,
-    Session, Stats, Stop, Store, Token, Value,
+    BlockingSession, Change, Database, Inside, Many, Operation, Session, Stats, Stop, Store, Token,
+    Value,
 };

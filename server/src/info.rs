@@ -245,7 +245,7 @@ fn persistence(context: &Context, to: &mut Fields) {
 fn storage(context: &Context, to: &mut Fields) {
     let stats = context.store.stats();
     let settings = context.config.config();
-    to.field("storage_backend", if settings.store.spill { "hybridlog" } else { "memory" });
+    to.field("storage_backend", "hybridlog");
     to.field("storage_io", stats.io_kind);
     to.field("storage_readonly_window", stats.readonly_window);
     to.field("storage_writable", u8::from(stats.not_writable.is_none()));

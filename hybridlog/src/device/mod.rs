@@ -12,6 +12,7 @@
 //!   submitting call's stack while it holds a lock of the device.
 //! * Buffers are aligned to [`ALIGNMENT`]; offsets and lengths of segment I/O are multiples of it.
 
+pub(crate) mod blocking;
 mod descriptors;
 mod directory;
 #[cfg(any(test, feature = "testing"))]

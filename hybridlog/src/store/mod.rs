@@ -1,105 +1,84 @@
-//! The store: STAND-IN. The types and signatures below are the final ones; the bodies are a plain
-//! map behind a mutex until the log takes their place.
+//! The store: an index, a log, an epoch and a gate; sessions start here.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `session`, `operation` | one thread's handle, a stay inside; one command across its tries |
+//! | `find`, `read`, `update`, `many`, `walk`, `write` | the operations and what they share |
+//! | `blocking` | a session for threads that may wait |
+//! | `alone` | a command too large for the ring, at a safepoint |
+//! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
+//! | `expire` | the active expiry cycle |
+//! | `lock` | one process a data directory |
 
+pub(crate) mod alone;
+mod blocking;
+mod expire;
+mod find;
+mod lock;
+mod many;
+pub(crate) mod operation;
+mod read;
+mod session;
+pub(crate) mod tables;
+mod update;
+mod value;
+mod walk;
+mod write;
+
+pub use blocking::BlockingSession;
+pub use many::Many;
+pub use operation::{Operation, Stop, Token};
+pub use session::{Inside, Session};
+pub use tables::Database;
+pub use value::{Change, Value};
+
+use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::recover::{self, Recovered, Recovery};
+use crate::checkpoint::{self, CheckpointReport, Checkpointer};
+use crate::config::Config;
+use crate::device::{self, Device};
+use crate::log::Log;
+use crate::log::page_thread::{PageThread, PageWork};
+use crate::record::HEADER_LIMIT;
 use crate::{CheckpointError, OpenError, OperationError};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use expire::{ExpiryControl, ExpiryCycle};
+use ferrite_index::{Epoch, Gate, HashSecret};
+use lock::DirectoryLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tables::{Slot, Tables};
 
-/// A logical database's number, as SELECT names it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
-pub struct Database(pub u8);
+/// Sessions and background threads that can be inside at once.
+const PARTICIPANTS: usize = 256;
 
-/// The caller's name for one command in flight; comes back from [`Session::ready`].
-pub type Token = u64;
-
-/// How a store is laid out. Sizes are in bytes.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The data directory. `checkpoints/` is made inside it.
-    pub directory: PathBuf,
-    /// Memory of the mutable region.
-    pub mutable_size: u64,
-    /// Memory of the read-only region.
-    pub readonly_size: u64,
-    /// A page: the unit held in memory. A power of two from 4 KiB to 64 MiB.
-    pub page_size: u64,
-    /// A segment: one file. A power of two, at least a page.
-    pub segment_size: u64,
-    /// Memory for the checksums and other blocks read back from the device.
-    pub block_cache_size: u64,
-    /// The limit of the index in bytes; 0 is none.
-    pub index_max_size: u64,
-    /// How many logical databases there are (1 to 256).
-    pub databases: u16,
-    /// `auto`, `io_uring` or `posix`.
-    pub io: IoChoice,
-    /// Whether index images are compressed with zstd.
-    pub compress_images: bool,
-    /// The stem of the files' names (`ferrite`).
-    pub file_stem: String,
-    /// Whether the log spills to the device (`backend = "hybridlog"`); a store that does not
-    /// spill answers `NotWritable` when its memory is full.
-    pub spill: bool,
+/// What all handles of a store share.
+pub(crate) struct Inner {
+    pub config: Config,
+    pub log: Arc<Log>,
+    pub pages: Arc<PageWork>,
+    pub gate: Gate,
+    pub secret: HashSecret,
+    pub checkpointer: Mutex<Checkpointer>,
+    pub expiry: Arc<ExpiryControl>,
+    smallest_bits: u32,
+    tables: Mutex<Arc<Tables>>,
+    generation: AtomicU64,
+    clock_ms: AtomicU64,
+    recovery: Recovery,
+    io_fallback: Option<String>,
 }
 
-/// How the device does its I/O.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum IoChoice {
-    /// io_uring where the kernel grants it, else posix.
-    #[default]
-    Auto,
-    /// io_uring or an error.
-    IoUring,
-    /// pread and pwrite on a few threads.
-    Posix,
-}
+/// A store: open one for a data directory. Clones share it; the last one to go stops its threads.
+#[derive(Clone)]
+pub struct Store(Arc<Running>);
 
-impl Config {
-    /// The defaults, in `directory`.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            directory: directory.into(),
-            mutable_size: 256 << 20,
-            readonly_size: 256 << 20,
-            page_size: 4 << 20,
-            segment_size: 256 << 20,
-            block_cache_size: 16 << 20,
-            index_max_size: 0,
-            databases: 16,
-            io: IoChoice::Auto,
-            compress_images: true,
-            file_stem: "ferrite".into(),
-            spill: true,
-        }
-    }
-}
-
-/// What a start found.
-#[derive(Clone, Debug, Default)]
-pub struct Recovery {
-    /// The number of the checkpoint that was recovered; `None` for an empty store.
-    pub checkpoint: Option<u64>,
-    /// Unix time of that checkpoint, in milliseconds.
-    pub taken_at_ms: u64,
-    /// Keys recovered, over all databases.
-    pub keys: u64,
-    /// How long it took.
-    pub duration: Duration,
-}
-
-/// What a checkpoint did.
-#[derive(Clone, Debug, Default)]
-pub struct CheckpointReport {
-    /// Its number.
-    pub number: u64,
-    /// Unix time of the cut, in milliseconds.
-    pub taken_at_ms: u64,
-    /// Bytes written for it: image, flushed log, side files and manifest.
-    pub bytes_written: u64,
-    /// How long it took.
-    pub duration: Duration,
+struct Running {
+    inner: Arc<Inner>,
+    page_thread: Mutex<Option<JoinHandle<()>>>,
+    expiry_thread: Mutex<Option<JoinHandle<()>>>,
+    _lock: Option<DirectoryLock>,
 }
 
 /// Counters and boundaries, for INFO and metrics. Addresses are in bytes.
@@ -107,7 +86,11 @@ pub struct CheckpointReport {
 pub struct Stats {
     /// `io_uring`, `posix` or `simulated`.
     pub io_kind: &'static str,
-    /// `mlock`, `anonymous` or `none`: the form of the read-only window.
+    /// Why it is not io_uring although the choice was left open.
+    pub io_fallback: Option<String>,
+    /// Why reads go through the page cache, when they do.
+    pub buffered_reads: Option<String>,
+    /// `mlock` or `anonymous`: the form of the read-only window.
     pub readonly_window: &'static str,
     /// The log's lowest address.
     pub log_begin: u64,
@@ -149,426 +132,312 @@ pub struct Stats {
     pub disk_bytes: u64,
 }
 
-/// A stored value as an operation sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Value<'a> {
-    /// The key.
-    pub key: &'a [u8],
-    /// The value's bytes.
-    pub bytes: &'a [u8],
-    /// Absolute expiry in Unix milliseconds.
-    pub expires_at_ms: Option<u64>,
-    /// The caller's 4 bits kept with the value (the server's string encoding hint).
-    pub encoding: u8,
-    /// Bytes that the record takes in the log.
-    pub stored_bytes: usize,
-    /// Milliseconds since the value was last written or, while in memory, read; resolution 1 s.
-    pub idle_ms: u64,
-}
-
-/// What a write makes of a key. `'v` outlives the operation (it borrows the caller's arguments).
-#[derive(Clone, Copy, Debug)]
-pub enum Change<'v> {
-    /// Leave it as it is.
-    Keep,
-    /// Remove it.
-    Delete,
-    /// Store `value`.
-    Put {
-        /// The new bytes.
-        value: &'v [u8],
-        /// Absolute expiry in Unix milliseconds.
-        expires_at_ms: Option<u64>,
-        /// The caller's 4 bits.
-        encoding: u8,
-    },
-    /// Store what the closure left in the scratch buffer.
-    PutScratch {
-        /// Absolute expiry in Unix milliseconds.
-        expires_at_ms: Option<u64>,
-        /// The caller's 4 bits.
-        encoding: u8,
-    },
-    /// Keep the bytes, replace the expiry.
-    Expire(Option<u64>),
-}
-
-/// Why a call on [`Inside`] did not finish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stop {
-    /// Call again with the same arguments and the same [`Operation`] once its token is ready.
-    /// Nothing was changed.
-    Pending,
-    /// It failed; nothing was changed.
-    Failed(OperationError),
-}
-
-impl From<OperationError> for Stop {
-    fn from(e: OperationError) -> Self {
-        Stop::Failed(e)
-    }
-}
-
-/// The state of one command across its tries: what it has fetched, what it waits for. Empty ones
-/// cost nothing; one is used for one command and then [`Operation::clear`]ed or dropped.
-#[derive(Debug)]
-pub struct Operation {
-    token: Token,
-    retried: bool,
-}
-
-impl Operation {
-    /// For the command that the caller calls `token`.
-    pub fn new(token: Token) -> Self {
-        Self { token, retried: false }
-    }
-    /// Forgets what was fetched, for the next command under the same token.
-    pub fn clear(&mut self) {
-        self.retried = false;
-    }
-}
-
-#[derive(Clone)]
-struct Stored {
-    bytes: Vec<u8>,
-    expires_at_ms: Option<u64>,
-    encoding: u8,
-}
-type Map = BTreeMap<Vec<u8>, Stored>;
-
-struct Shared {
-    config: Config,
-    maps: Mutex<Vec<Map>>,
-}
-
-/// A store: open one for a data directory. Clones share it.
-#[derive(Clone)]
-pub struct Store(Arc<Shared>);
-
 impl Store {
     /// Opens or creates the store in `config.directory` and recovers its last checkpoint.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk was changed unless the store is new.
     pub fn open(config: Config) -> Result<Self, OpenError> {
-        let maps = (0..config.databases).map(|_| Map::new()).collect();
-        Ok(Self(Arc::new(Shared { config, maps: Mutex::new(maps) })))
+        config.parse()?;
+        let lock = DirectoryLock::take(&config.directory)?;
+        let opened = device::open(&config.directory, &config.file_stem, config.io)?;
+        Self::start(config, opened.device, Some(lock), opened.fallback)
     }
+
+    /// The same on a device of the caller's: a simulated one.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_on(config: Config, device: Arc<dyn Device>) -> Result<Self, OpenError> {
+        Self::start(config, device, None, None)
+    }
+
+    fn start(
+        config: Config,
+        device: Arc<dyn Device>,
+        lock: Option<DirectoryLock>,
+        io_fallback: Option<String>,
+    ) -> Result<Self, OpenError> {
+        let since = Instant::now();
+        let geometry = config.parse()?;
+        let epoch = Arc::new(Epoch::new(PARTICIPANTS));
+        let manifest = recover::load_manifest(&*device, &config, &geometry)?;
+        let recovered = recover::recover(&device, &config, geometry, &epoch, manifest)?;
+        let Recovered { manifest, secret, tables, begin, start, mut report } = recovered;
+        let cache = config.block_cache_size;
+        let log = Log::new(geometry, begin, start, Arc::clone(&device), epoch, cache).map_err(
+            |source| OpenError::Io {
+                action: "map memory for",
+                path: config.directory.clone(),
+                source,
+            },
+        )?;
+        log.expect_expiries(&manifest);
+        report.duration = since.elapsed();
+        let inner = Arc::new(Inner {
+            smallest_bits: u32::from(manifest.index_smallest_bits),
+            clock_ms: AtomicU64::new(report.taken_at_ms),
+            checkpointer: Mutex::new(Checkpointer { manifest, start }),
+            config,
+            log,
+            pages: Arc::default(),
+            gate: Gate::new(),
+            secret,
+            expiry: Arc::default(),
+            tables: Mutex::new(Arc::new(tables)),
+            generation: AtomicU64::new(0),
+            recovery: report,
+            io_fallback,
+        });
+        Ok(Self::run(inner, lock))
+    }
+
+    fn run(inner: Arc<Inner>, lock: Option<DirectoryLock>) -> Self {
+        let pages = PageThread::new(Arc::clone(&inner.log), Arc::clone(&inner.pages));
+        let page_thread = spawn("ferrite-pages", move || pages.run());
+        let store = Self(Arc::new(Running {
+            inner,
+            page_thread: Mutex::new(Some(page_thread)),
+            expiry_thread: Mutex::new(None),
+            _lock: lock,
+        }));
+        let weak = Arc::downgrade(&store.0);
+        let expiry_thread = spawn("ferrite-expiry", move || {
+            if let Some(cycle) = cycle_of(&weak) {
+                cycle.run();
+            }
+        });
+        *store.0.expiry_thread.lock().expect("nothing panics under this lock") =
+            Some(expiry_thread);
+        store
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0.inner
+    }
+
     /// What the start found.
     pub fn recovery(&self) -> Recovery {
-        Recovery::default()
+        self.inner().recovery.clone()
     }
+
     /// A handle for one thread. `notify` is called, from any thread, when [`Session::ready`] has
     /// something; it must be cheap and must not call back into the store.
     pub fn session(&self, notify: impl Fn() + Send + Sync + 'static) -> Session {
-        Session { store: self.clone(), ready: Vec::new(), notify: Box::new(notify), calls: 0 }
+        Session::new(self, Box::new(notify))
     }
+
     /// Takes a fold-over checkpoint and returns when it is durable. Blocks; call it on a thread
     /// that holds no [`Inside`]. One at a time.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the last complete checkpoint stays what a start finds.
     pub fn checkpoint(&self) -> Result<CheckpointReport, CheckpointError> {
-        Ok(CheckpointReport::default())
+        checkpoint::take(self.inner())
     }
+
     /// Keys in a database (expired ones that were not yet removed included), and how many of them
     /// have an expiry.
     pub fn key_count(&self, db: Database) -> (u64, u64) {
-        let m = self.maps();
-        let m = &m[db.0 as usize];
-        (m.len() as u64, m.values().filter(|v| v.expires_at_ms.is_some()).count() as u64)
+        self.inner().tables().1.slot(db).counts()
     }
+
     /// Empties a database at a safepoint, in O(1). Blocks shortly; no [`Inside`] may be held.
+    ///
+    /// # Errors
+    /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_database(&self, db: Database) -> Result<(), OperationError> {
-        self.maps()[db.0 as usize].clear();
-        Ok(())
+        self.replace_slots(|tables, slot| *slot == tables.map[usize::from(db.0)])
     }
+
     /// Empties all databases at one safepoint.
+    ///
+    /// # Errors
+    /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_all(&self) -> Result<(), OperationError> {
-        self.maps().iter_mut().for_each(Map::clear);
+        self.replace_slots(|_, _| true)
+    }
+
+    fn replace_slots(&self, flushed: impl Fn(&Tables, &u8) -> bool) -> Result<(), OperationError> {
+        let inner = self.inner();
+        if let Some(reason) = inner.log.health.refusal() {
+            return Err(OperationError::NotWritable(reason));
+        }
+        // Made before the gate is closed: the old ones go to whoever holds them last.
+        let mut fresh = Vec::new();
+        for _ in 0..inner.config.databases {
+            let index = recover::new_index(&inner.config, inner.smallest_bits, &inner.log.epoch);
+            fresh.push(index.map_err(|e| OperationError::NotWritable(e.to_string()))?);
+        }
+        let closed = inner.gate.close(&inner.log.epoch);
+        let floor = inner.log.tail.load();
+        inner.change_tables(|tables| {
+            for number in 0..tables.slots.len() as u8 {
+                let slot = &tables.slots[usize::from(number)];
+                let used = slot.counts().0 > 0 || slot.index.entries() > 0;
+                if flushed(tables, &number)
+                    && used
+                    && let Some(index) = fresh.pop()
+                {
+                    tables.slots[usize::from(number)] =
+                        Arc::new(Slot::new(number, index, floor, 0, 0));
+                }
+            }
+        });
+        drop(closed);
         Ok(())
     }
+
     /// Swaps two databases at a safepoint.
+    ///
+    /// # Errors
+    /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
-        self.maps().swap(a.0 as usize, b.0 as usize);
+        let inner = self.inner();
+        if let Some(reason) = inner.log.health.refusal() {
+            return Err(OperationError::NotWritable(reason));
+        }
+        let closed = inner.gate.close(&inner.log.epoch);
+        inner.change_tables(|tables| tables.map.swap(usize::from(a.0), usize::from(b.0)));
+        drop(closed);
         Ok(())
     }
-    /// Counters and boundaries.
-    pub fn stats(&self) -> Stats {
-        Stats::default()
-    }
+
     /// The longest value that fits beside a key of `key_length` bytes.
     pub fn value_limit(&self, key_length: usize) -> usize {
-        self.0.config.page_size as usize - 32 - key_length.next_multiple_of(8)
+        self.inner().value_limit(key_length)
     }
-    /// Waits for background work and stops the store's threads. Sessions must be gone.
+
+    /// Holds or resumes the active expiry cycle; lazy expiry goes on.
+    pub fn pause_expiry_cycle(&self, paused: bool) {
+        self.inner().expiry.pause(paused);
+    }
+
+    /// Counters and boundaries.
+    pub fn stats(&self) -> Stats {
+        let inner = self.inner();
+        let log = &inner.log;
+        let b = &log.boundaries;
+        let (device_reads, device_read_bytes) = log.raw.counters();
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            io_kind: log.device.io_kind(),
+            io_fallback: inner.io_fallback.clone(),
+            buffered_reads: log.device.direct_reads().err(),
+            readonly_window: "anonymous",
+            log_begin: b.begin() * 8,
+            log_head: b.head() * 8,
+            log_flushed_until: b.flushed_until() * 8,
+            log_read_only: b.read_only() * 8,
+            log_tail: log.tail.load() * 8,
+            index_bytes: inner.index_bytes(),
+            frame_bytes: log.frame_bytes(),
+            block_cache_bytes: log.raw.cache_bytes(),
+            configured_bytes: inner.config.mutable_size
+                + inner.config.readonly_size
+                + inner.config.block_cache_size,
+            device_reads,
+            device_read_bytes,
+            device_write_bytes: of(&log.counters.write_bytes),
+            in_place_updates: of(&log.counters.in_place),
+            appends: of(&log.counters.appends),
+            expired_keys: of(&log.counters.expired),
+            parked_for_room: log.room.parked(),
+            safepoint_us_max: inner.gate.longest_us(),
+            not_writable: log.health.refusal(),
+            disk_bytes: inner.disk_bytes(),
+        }
+    }
+
+    /// Stops the store's threads once no other handle is left. What no checkpoint covers is lost.
     pub fn close(self) {}
-    fn maps(&self) -> MutexGuard<'_, Vec<Map>> {
-        self.0.maps.lock().expect("no panic under the lock")
+}
+
+impl Inner {
+    /// The tables and the number of their generation.
+    pub fn tables(&self) -> (u64, Arc<Tables>) {
+        let tables = self.tables.lock().expect("nothing panics under this lock");
+        (self.generation(), Arc::clone(&tables))
     }
-}
 
-/// One thread's handle on a store.
-pub struct Session {
-    store: Store,
-    ready: Vec<Token>,
-    notify: Box<dyn Fn() + Send + Sync>,
-    calls: u64,
-}
-
-impl Session {
-    /// Goes inside for a batch of operations: at most some 64 commands or 20 µs. Waits while a
-    /// safepoint is taken. Never hold it across a wait.
-    pub fn enter(&mut self) -> Inside<'_> {
-        let now_ms =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        Inside { session: self, now_ms, scratch: Vec::new() }
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
-    /// Moves the tokens of operations that can go on to the end of `into`.
-    pub fn ready(&mut self, into: &mut Vec<Token>) {
-        into.append(&mut self.ready);
+
+    /// Replaces the tables. At a safepoint only.
+    fn change_tables(&self, change: impl FnOnce(&mut Tables)) {
+        let mut tables = self.tables.lock().expect("nothing panics under this lock");
+        let mut next = Tables::clone(&tables);
+        change(&mut next);
+        *tables = Arc::new(next);
+        self.generation.fetch_add(1, Ordering::Release);
     }
-}
 
-/// A session inside: pinned, so that addresses stay valid. Leaves on drop.
-pub struct Inside<'s> {
-    session: &'s mut Session,
-    now_ms: u64,
-    scratch: Vec<u8>,
-}
-
-fn hash(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
-        >> 7
-}
-
-impl Inside<'_> {
-    /// The batch's clock, in Unix milliseconds: one reading for all of its operations.
+    /// Unix milliseconds; never goes back, over restarts neither.
     pub fn now_ms(&self) -> u64 {
-        self.now_ms
-    }
-    fn pend(&mut self, op: &mut Operation) -> Result<(), Stop> {
-        self.session.calls += 1;
-        if self.session.calls.is_multiple_of(7) && !op.retried {
-            op.retried = true;
-            self.session.ready.push(op.token);
-            (self.session.notify)();
-            return Err(Stop::Pending);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let last = self.clock_ms.load(Ordering::Relaxed);
+        if now > last {
+            self.clock_ms.fetch_max(now, Ordering::Relaxed);
+            return now;
         }
-        Ok(())
+        last
     }
-    /// Starts the device read that `read` of this key would need, and returns at once.
-    pub fn prefetch(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
-        let _ = (op, db, key);
+
+    pub fn index_bytes(&self) -> u64 {
+        self.tables().1.slots.iter().map(|slot| slot.index.resident_bytes()).sum()
     }
-    /// Reads one key. An expired one is absent (and is removed in passing).
-    pub fn read<R>(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        key: &[u8],
-        f: impl FnOnce(Option<Value<'_>>) -> R,
-    ) -> Result<R, Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let mut maps = self.session.store.maps();
-        let map = &mut maps[db.0 as usize];
-        expire(map, key, now);
-        Ok(f(map.get(key).map(|v| view(key, v))))
+
+    pub fn value_limit(&self, key_length: usize) -> usize {
+        let page = self.config.page_size as usize;
+        page.saturating_sub(HEADER_LIMIT + key_length.next_multiple_of(8))
     }
-    /// Reads several keys of one database at one instant; `f` gets each key's position.
-    pub fn read_many(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        keys: &[&[u8]],
-        mut f: impl FnMut(usize, Option<Value<'_>>),
-    ) -> Result<(), Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let mut maps = self.session.store.maps();
-        let map = &mut maps[db.0 as usize];
-        for (i, key) in keys.iter().enumerate() {
-            expire(map, key, now);
-            f(i, map.get(*key).map(|v| view(key, v)));
-        }
-        Ok(())
-    }
-    /// Reads one key and writes what `f` makes of it, as one step. `f` may be called more than
-    /// once and must not have effects of its own; only its last answer counts. The scratch buffer
-    /// is empty at each call.
-    pub fn update<'v, R>(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        key: &[u8],
-        mut f: impl FnMut(Option<Value<'_>>, &mut Vec<u8>) -> (Change<'v>, R),
-    ) -> Result<R, Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let limit = self.session.store.value_limit(key.len());
-        let mut maps = self.session.store.maps();
-        let map = &mut maps[db.0 as usize];
-        expire(map, key, now);
-        self.scratch.clear();
-        let (change, r) = f(map.get(key).map(|v| view(key, v)), &mut self.scratch);
-        apply(map, key, change, &self.scratch, limit)?;
-        Ok(r)
-    }
-    /// Reads and writes several keys, of any databases, as one step that nobody sees half of.
-    /// `f` may be called more than once. A key may stand more than once: all places name the same
-    /// value.
-    pub fn update_many<'v, R>(
-        &mut self,
-        op: &mut Operation,
-        keys: &[(Database, &[u8])],
-        mut f: impl FnMut(&mut Many<'_, 'v>) -> R,
-    ) -> Result<R, Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let mut maps = self.session.store.maps();
-        for (db, key) in keys {
-            expire(&mut maps[db.0 as usize], key, now);
-        }
-        let current: Vec<_> =
-            keys.iter().map(|(db, key)| maps[db.0 as usize].get(*key).cloned()).collect();
-        let mut many = Many {
-            keys,
-            values: current.iter().map(Option::as_ref).collect(),
-            changes: Vec::new(),
-        };
-        let r = f(&mut many);
-        let changes = many.changes;
-        for (i, change, copy) in &changes {
-            let _ = i;
-            let (db, key) = keys[*i];
-            let limit = self.session.store.value_limit(key.len());
-            match copy {
-                Some(bytes) if bytes.len() > limit => {
-                    return Err(OperationError::TooLarge { needed: bytes.len(), limit }.into());
-                }
-                _ => apply(
-                    &mut maps[db.0 as usize],
-                    key,
-                    *change,
-                    copy.as_deref().unwrap_or_default(),
-                    limit,
-                )?,
-            }
-        }
-        Ok(r)
-    }
-    /// Visits the keys of one step of a walk and returns the next cursor, 0 at the end. Each key
-    /// that is there from the first call to the last is visited at least once, whatever is
-    /// written and however the index grows meanwhile (SCAN's guarantee).
-    pub fn walk(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        cursor: u64,
-        mut f: impl FnMut(Value<'_>),
-    ) -> Result<u64, Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let maps = self.session.store.maps();
-        let map = &maps[db.0 as usize];
-        let buckets = 64u64;
-        for (key, v) in map.iter().filter(|(k, _)| hash(k) % buckets == cursor % buckets) {
-            if v.expires_at_ms.is_none_or(|at| at > now) {
-                f(view(key, v));
-            }
-        }
-        Ok((cursor + 1) % buckets)
-    }
-    /// A random key of the database, or `None` when it has none.
-    pub fn random_key<R>(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        f: impl FnOnce(Option<Value<'_>>) -> R,
-    ) -> Result<R, Stop> {
-        self.pend(op)?;
-        let now = self.now_ms;
-        let maps = self.session.store.maps();
-        let map = &maps[db.0 as usize];
-        let n = map.len().max(1);
-        let live = map.iter().skip(now as usize % n).chain(map.iter());
-        let found = live.into_iter().find(|(_, v)| v.expires_at_ms.is_none_or(|at| at > now));
-        Ok(f(found.map(|(k, v)| view(k, v))))
+
+    fn disk_bytes(&self) -> u64 {
+        let device = &self.log.device;
+        let files = device.list().unwrap_or_default();
+        files.into_iter().filter_map(|file| device.size(file).ok()).sum()
     }
 }
 
-/// The keys of [`Inside::update_many`]: what they hold, and what becomes of them.
-pub struct Many<'a, 'v> {
-    keys: &'a [(Database, &'a [u8])],
-    values: Vec<Option<&'a Stored>>,
-    changes: Vec<(usize, Change<'v>, Option<Vec<u8>>)>,
-}
-
-impl<'v> Many<'_, 'v> {
-    /// What key `i` held before the operation.
-    pub fn get(&self, i: usize) -> Option<Value<'_>> {
-        self.values[i].map(|v| view(self.keys[i].1, v))
-    }
-    /// Sets what becomes of key `i`. A later change of the same key replaces an earlier one.
-    /// `Change::PutScratch` is not for here: use [`Many::put_owned`].
-    pub fn set(&mut self, i: usize, change: Change<'v>) {
-        self.changes.push((i, change, None));
-    }
-    /// Stores bytes that the closure made.
-    pub fn put_owned(
-        &mut self,
-        i: usize,
-        value: Vec<u8>,
-        expires_at_ms: Option<u64>,
-        encoding: u8,
-    ) {
-        self.changes.push((i, Change::PutScratch { expires_at_ms, encoding }, Some(value)));
-    }
-    /// Stores under key `to` what key `from` held, expiry and encoding included.
-    pub fn copy(&mut self, from: usize, to: usize) {
-        if let Some(v) = self.values[from] {
-            self.put_owned(to, v.bytes.clone(), v.expires_at_ms, v.encoding);
+impl Log {
+    /// After a restart nobody knows when the records on the device expire: look once.
+    fn expect_expiries(&self, manifest: &Manifest) {
+        let Some(checkpoint) = manifest.newest() else { return };
+        if checkpoint.slots.iter().all(|slot| slot.expiring == 0) {
+            return;
+        }
+        let mut cold = self.cold_expiry.lock().expect("nothing panics under this lock");
+        for &(from, to) in &checkpoint.extents {
+            let first = self.geometry.page_start(from.max(checkpoint.begin));
+            cold.extend((first..to).step_by(self.geometry.page_words as usize).map(|p| (p, 0)));
         }
     }
 }
 
-fn view<'a>(key: &'a [u8], v: &'a Stored) -> Value<'a> {
-    Value {
-        key,
-        bytes: &v.bytes,
-        expires_at_ms: v.expires_at_ms,
-        encoding: v.encoding,
-        stored_bytes: 16 + key.len().next_multiple_of(8) + v.bytes.len().next_multiple_of(8),
-        idle_ms: 0,
-    }
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .expect("the system has room for the store's two threads")
 }
 
-fn expire(map: &mut Map, key: &[u8], now: u64) {
-    if map.get(key).is_some_and(|v| v.expires_at_ms.is_some_and(|at| at <= now)) {
-        map.remove(key);
-    }
+/// The cycle holds parts of the store, never the store itself, so that the last handle ends it.
+fn cycle_of(running: &Weak<Running>) -> Option<ExpiryCycle> {
+    let store = Store(running.upgrade()?);
+    Some(ExpiryCycle::new(&store))
 }
 
-fn apply(
-    map: &mut Map,
-    key: &[u8],
-    change: Change<'_>,
-    scratch: &[u8],
-    limit: usize,
-) -> Result<(), OperationError> {
-    let (bytes, expires_at_ms, encoding) = match change {
-        Change::Keep => return Ok(()),
-        Change::Delete => {
-            map.remove(key);
-            return Ok(());
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.inner.expiry.stop();
+        let expiry = self.expiry_thread.get_mut().expect("nothing panics under this lock").take();
+        if let Some(thread) = expiry.filter(|t| t.thread().id() != std::thread::current().id()) {
+            drop(thread.join());
         }
-        Change::Expire(at) => {
-            if let Some(v) = map.get_mut(key) {
-                v.expires_at_ms = at;
-            }
-            return Ok(());
+        self.inner.pages.stop();
+        self.inner.log.wake();
+        let pages = self.page_thread.get_mut().expect("nothing panics under this lock").take();
+        if let Some(thread) = pages {
+            drop(thread.join());
         }
-        Change::Put { value, expires_at_ms, encoding } => (value, expires_at_ms, encoding),
-        Change::PutScratch { expires_at_ms, encoding } => (scratch, expires_at_ms, encoding),
-    };
-    if bytes.len() > limit {
-        return Err(OperationError::TooLarge { needed: bytes.len(), limit });
     }
-    map.insert(key.to_vec(), Stored { bytes: bytes.to_vec(), expires_at_ms, encoding });
-    Ok(())
 }

@@ -71,9 +71,10 @@ impl Bench {
     ) {
         let (mut op, mut progress) = (Operation::new(1), None);
         loop {
+            let mut inside = self.session.enter();
             let mut call = Call {
                 args,
-                inside: &mut self.session.enter(),
+                inside: &mut inside,
                 op: &mut op,
                 client: &mut self.client,
                 reply: Reply::new(out, Default::default()),
@@ -83,7 +84,9 @@ impl Bench {
             };
             call.reply.switch(call.client.protocol);
             let outcome = run(&mut call);
-            match settle(outcome, &mut call.reply, 0) {
+            let ran = settle(outcome, &mut call.reply, 0);
+            drop(inside);
+            match ran {
                 Ran::Done | Ran::Failed(_) => return,
                 Ran::Again => {}
                 Ran::Pending => {

@@ -205,7 +205,6 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
         },
         compress_images: read.flag("persistence.checkpoint_compression"),
         file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
-        spill: read.choice("storage.backend") == "hybridlog",
         ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
     })
 }

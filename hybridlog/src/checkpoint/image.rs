@@ -1,0 +1,163 @@
+//! The image file: every index of the store, in compressed and checksummed sections.
+//!
+//! ```text
+//!   magic "FERRIDX1"
+//!   section*   slot u32 | raw bytes u32 | stored bytes u32 | CRC32C of stored u32 | stored
+//!   end        slot u32 = 0xffff_ffff | sections u32 | 0 u32 | CRC32C of the 12 bytes before
+//! ```
+//!
+//! Stored bytes are zstd when fewer than the raw bytes, else raw. Raw bytes are whole groups of
+//! `ferrite_index::read_image`. The file is padded with zeros to a block.
+
+use crate::checkpoint::manifest::ImageRef;
+use crate::device::{ALIGNMENT, Device, FileId, blocking};
+use crate::store::Inner;
+use crate::tier::raw::block_crc;
+use ferrite_index::{Address, KeyHash, read_image};
+use std::io;
+
+const MAGIC: &[u8; 8] = b"FERRIDX1";
+const END: u32 = u32::MAX;
+/// Buckets read under one pin.
+const BUCKETS_A_PIN: u64 = 256;
+/// Raw bytes of a section.
+const SECTION: usize = 1 << 18;
+
+/// Writes and syncs image `number`; returns its length in bytes.
+pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
+    let device = &*inner.log.device;
+    let file = FileId::Index(number);
+    match device.remove(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => device.create(file, 0)?,
+    }
+    let mut out = Sections {
+        device,
+        file,
+        compress: inner.config.compress_images,
+        written: 0,
+        sections: 0,
+        pending: MAGIC.to_vec(),
+    };
+    let participant = inner
+        .log
+        .epoch
+        .register("index image")
+        .ok_or_else(|| io::Error::other("no epoch slot is free"))?;
+    let (_, tables) = inner.tables();
+    for slot in &tables.slots {
+        let hold = slot.index.hold_growth();
+        let mut raw = Vec::new();
+        let mut bucket = 0;
+        while bucket < slot.index.bucket_count() {
+            let pin = participant.pin();
+            bucket = slot.index.image_chunk(&pin, &hold, bucket, BUCKETS_A_PIN, &mut raw);
+            drop(pin);
+            if raw.len() >= SECTION {
+                out.section(u32::from(slot.number), &raw)?;
+                raw.clear();
+            }
+        }
+        if !raw.is_empty() {
+            out.section(u32::from(slot.number), &raw)?;
+        }
+    }
+    out.finish()
+}
+
+struct Sections<'a> {
+    device: &'a dyn Device,
+    file: FileId,
+    compress: bool,
+    written: u64,
+    sections: u32,
+    pending: Vec<u8>,
+}
+
+impl Sections<'_> {
+    fn section(&mut self, slot: u32, raw: &[u8]) -> io::Result<()> {
+        let packed = if self.compress { zstd::bulk::compress(raw, 1)? } else { Vec::new() };
+        let stored = if self.compress && packed.len() < raw.len() { &packed } else { raw };
+        self.head(slot, raw.len() as u32, stored.len() as u32, block_crc(stored));
+        self.pending.extend_from_slice(stored);
+        self.sections += 1;
+        if self.pending.len() >= SECTION { self.flush() } else { Ok(()) }
+    }
+
+    fn head(&mut self, slot: u32, raw: u32, stored: u32, crc: u32) {
+        for field in [slot, raw, stored, crc] {
+            self.pending.extend_from_slice(&field.to_le_bytes());
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.pending);
+        let length = bytes.len() as u64;
+        blocking::write(self.device, self.file, self.written, bytes)?;
+        self.written += length;
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<u64> {
+        let fields = [END.to_le_bytes(), self.sections.to_le_bytes(), [0; 4]].concat();
+        self.pending.extend_from_slice(&fields);
+        self.pending.extend_from_slice(&block_crc(&fields).to_le_bytes());
+        let length = (self.written as usize + self.pending.len()).next_multiple_of(ALIGNMENT);
+        self.pending.resize(length - self.written as usize, 0);
+        self.flush()?;
+        blocking::sync(self.device, self.file)?;
+        Ok(self.written)
+    }
+}
+
+/// Reads an image and hands out every entry with its slot. `Err` says what is wrong and where.
+pub(crate) fn read(
+    device: &dyn Device,
+    image: &ImageRef,
+    smallest_bits: u32,
+    mut entry: impl FnMut(u32, KeyHash, bool, Address),
+) -> Result<(), (u64, String)> {
+    let file = FileId::Index(image.number);
+    if !image.length.is_multiple_of(ALIGNMENT as u64) {
+        return Err((image.length, "has a length that no image has".into()));
+    }
+    let bytes = blocking::read(device, file, image.length)
+        .map_err(|e| (0, format!("cannot be read: {e}")))?;
+    let damaged = |at: usize, what: String| (at as u64, what);
+    if bytes.get(..8) != Some(MAGIC) {
+        return Err(damaged(0, "is no index image".into()));
+    }
+    let mut at = 8;
+    let mut sections = 0;
+    loop {
+        let head = bytes.get(at..at + 16).ok_or_else(|| damaged(at, "ends early".into()))?;
+        let field =
+            |i: usize| u32::from_le_bytes(head[i * 4..i * 4 + 4].try_into().expect("four bytes"));
+        let (slot, raw_length, stored_length, crc) = (field(0), field(1), field(2), field(3));
+        if slot == END {
+            if crc != block_crc(&head[..12]) || raw_length != sections {
+                return Err(damaged(at, "has a damaged end mark".into()));
+            }
+            return Ok(());
+        }
+        at += 16;
+        let stored = bytes
+            .get(at..at.saturating_add(stored_length as usize))
+            .ok_or_else(|| damaged(at, "ends early".into()))?;
+        if block_crc(stored) != crc {
+            return Err(damaged(at, "fails its checksum".into()));
+        }
+        let unpacked;
+        let raw = if stored_length == raw_length {
+            stored
+        } else {
+            unpacked = zstd::bulk::decompress(stored, raw_length as usize)
+                .map_err(|e| damaged(at, format!("cannot be decompressed: {e}")))?;
+            &unpacked
+        };
+        read_image(raw, smallest_bits, |hash, node, address| entry(slot, hash, node, address))
+            .map_err(|e| damaged(at, e.to_string()))?;
+        at += stored.len();
+        sections += 1;
+    }
+}

@@ -1,0 +1,237 @@
+//! Fold-over checkpoints, without fork.
+//!
+//! 1. An image of the index, while work goes on: `fuzzy_start` is the tail before it began, and
+//!    one grace period after. Skipped while the log has grown little since the last one.
+//! 2. The cut, at a safepoint: the tail is padded to a block and everything below becomes
+//!    read-only; begin, map, floors, counts and clock are copied.
+//! 3. The log is flushed to the cut; files and directories are synced.
+//! 4. The manifest is written from that copy alone, synced, renamed. It *is* the checkpoint.
+//! 5. What no kept checkpoint needs is dropped.
+//!
+//! The image is complete before the cut, so every address in it is below `cut`. The cost is what
+//! changed, never the size of the data set.
+
+pub(crate) mod image;
+pub(crate) mod manifest;
+pub(crate) mod recover;
+
+use crate::CheckpointError;
+use crate::device::{ALIGNMENT, FileId, blocking};
+use crate::store::Inner;
+use crate::store::alone::wait_for_room;
+use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub(crate) const BLOCK_WORDS: u64 = (ALIGNMENT / 8) as u64;
+/// Checkpoints that are kept.
+const KEPT: usize = 2;
+/// A new image is written once the log has grown by this share of the index's bytes.
+const IMAGE_SHARE: u64 = 4;
+
+/// What a checkpoint did.
+#[derive(Clone, Debug, Default)]
+pub struct CheckpointReport {
+    /// Its number.
+    pub number: u64,
+    /// Unix time of the cut, in milliseconds.
+    pub taken_at_ms: u64,
+    /// Bytes written for it: image, flushed log, side files and manifest.
+    pub bytes_written: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What the next checkpoint builds on; one checkpoint at a time holds it.
+pub(crate) struct Checkpointer {
+    pub manifest: Manifest,
+    /// Where the log of this process starts.
+    pub start: u64,
+}
+
+/// Copied at the safepoint; the manifest is written from it alone.
+struct Cut {
+    address: u64,
+    taken_at_ms: u64,
+    map: Vec<u8>,
+    slots: Vec<SlotState>,
+}
+
+/// Takes a checkpoint and returns when it is durable.
+pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointError> {
+    let mut state = inner.checkpointer.try_lock().map_err(|_| CheckpointError::InProgress)?;
+    let since = Instant::now();
+    let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);
+    refuse_when_broken(inner)?;
+    let number = state.manifest.newest().map_or(0, |c| c.number) + 1;
+    let (image, image_bytes) = image_for(inner, &state, number)?;
+    let cut = cut(inner)?;
+    flush_to(inner, cut.address)?;
+    sync_log(inner)?;
+    let taken_at_ms = cut.taken_at_ms;
+    let manifest = next_manifest(&state, number, image, cut);
+    let manifest_bytes = persist(inner, &manifest)?;
+    state.manifest = manifest;
+    forget(inner, &state.manifest);
+    let flushed = inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before;
+    Ok(CheckpointReport {
+        number,
+        taken_at_ms,
+        bytes_written: flushed + image_bytes + manifest_bytes,
+        duration: since.elapsed(),
+    })
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> CheckpointError {
+    CheckpointError::Device(format!("{what}: {error}"))
+}
+
+fn refuse_when_broken(inner: &Inner) -> Result<(), CheckpointError> {
+    match inner.log.health.refusal() {
+        Some(reason) => Err(CheckpointError::Device(reason)),
+        None => Ok(()),
+    }
+}
+
+/// A new image, or the last one when little of the log is new.
+fn image_for(
+    inner: &Arc<Inner>,
+    state: &Checkpointer,
+    number: u64,
+) -> Result<(ImageRef, u64), CheckpointError> {
+    let tail = inner.log.tail.load();
+    if let Some(last) = state.manifest.newest().map(|c| c.image).filter(|i| i.number > 0) {
+        let grown = (tail - last.fuzzy_start) * 8;
+        if grown < inner.index_bytes() / IMAGE_SHARE && last.fuzzy_start >= state.start {
+            return Ok((last, 0));
+        }
+    }
+    let fuzzy_start = tail;
+    // Whoever reserved a place below `fuzzy_start` publishes it before the image begins.
+    inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
+    let length = image::write(inner, number).map_err(|e| failed("writing the index image", e))?;
+    Ok((ImageRef { number, fuzzy_start, length }, length))
+}
+
+/// The safepoint.
+fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
+    let log = &inner.log;
+    // Room for the PAD comes before the gate is closed, since its supply may need others to leave.
+    let mut credit = 0;
+    while credit < BLOCK_WORDS {
+        refuse_when_broken(inner)?;
+        log.tail.give_back(credit);
+        credit = wait_for_room(log, BLOCK_WORDS);
+    }
+    let closed = inner.gate.close(&log.epoch);
+    let address = log.fold_over(BLOCK_WORDS, &mut credit);
+    let (_, tables) = inner.tables();
+    let slots = tables
+        .slots
+        .iter()
+        .map(|slot| {
+            let (keys, expiring) = slot.counts();
+            // An empty slot needs nothing of the log.
+            let floor = if keys == 0 && slot.index.entries() == 0 { address } else { slot.floor };
+            SlotState { floor, keys, expiring }
+        })
+        .collect();
+    let taken_at_ms = inner.now_ms();
+    let map = tables.map.clone();
+    drop(closed);
+    log.tail.give_back(credit);
+    Ok(Cut { address, taken_at_ms, map, slots })
+}
+
+fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
+    let log = &inner.log;
+    while log.boundaries.flushed_until() < address {
+        refuse_when_broken(inner)?;
+        log.wake();
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
+    let device = &*inner.log.device;
+    let sync = |file| {
+        blocking::sync(device, file).map_err(|e| {
+            let what = format!("syncing {} failed: {e}", device.path(file).display());
+            // What the failed sync left on the disk cannot be known: never try again.
+            inner.log.health.broke(what.clone());
+            CheckpointError::Device(what)
+        })
+    };
+    for segment in inner.pages.take_unsynced() {
+        sync(FileId::Segment(segment))?;
+        sync(FileId::Side(segment))?;
+    }
+    device.sync_directory().map_err(|e| failed("syncing the directory", e))
+}
+
+fn next_manifest(state: &Checkpointer, number: u64, image: ImageRef, cut: Cut) -> Manifest {
+    let mut manifest = state.manifest.clone();
+    let mut extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
+    extents.retain(|(from, _)| *from != state.start);
+    extents.push((state.start, cut.address));
+    // What lies below every floor serves nobody.
+    let begin = cut.slots.iter().map(|s| s.floor).min().unwrap_or(cut.address);
+    extents.retain(|(_, to)| *to > begin);
+    let taken_at_ms = cut.taken_at_ms;
+    let (map, slots) = (cut.map, cut.slots);
+    let cut = cut.address;
+    manifest.checkpoints.insert(
+        0,
+        Checkpoint { number, taken_at_ms, begin: begin.min(cut), cut, extents, image, map, slots },
+    );
+    manifest.checkpoints.truncate(KEPT);
+    manifest
+}
+
+/// Writes the manifest anew; when this returns, it is the one that a start finds.
+pub(crate) fn persist(inner: &Inner, manifest: &Manifest) -> Result<u64, CheckpointError> {
+    write_manifest(&*inner.log.device, manifest).map_err(|e| failed("writing the manifest", e))
+}
+
+pub(crate) fn write_manifest(
+    device: &dyn crate::device::Device,
+    manifest: &Manifest,
+) -> std::io::Result<u64> {
+    let mut bytes = manifest.encode();
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+    let length = bytes.len() as u64;
+    match device.remove(FileId::ManifestNew) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    device.create(FileId::ManifestNew, 0)?;
+    blocking::write(device, FileId::ManifestNew, 0, bytes)?;
+    blocking::sync(device, FileId::ManifestNew)?;
+    device.rename(FileId::ManifestNew, FileId::Manifest)?;
+    device.sync_directory()?;
+    Ok(length)
+}
+
+/// Drops images and whole segments that no kept checkpoint names.
+fn forget(inner: &Inner, manifest: &Manifest) {
+    let log = &inner.log;
+    let begin = manifest.checkpoints.iter().map(|c| c.begin).min().unwrap_or(0);
+    log.boundaries.truncate(begin.min(log.boundaries.safe_head()));
+    let first = log.geometry.segment_of(log.boundaries.begin());
+    let files = match log.device.list() {
+        Ok(files) => files,
+        Err(e) => return tracing::warn!("listing the data directory failed: {e}"),
+    };
+    for file in files {
+        let unneeded = match file {
+            FileId::Index(n) => manifest.checkpoints.iter().all(|c| c.image.number != n),
+            FileId::Segment(n) | FileId::Side(n) => n < first,
+            FileId::Manifest | FileId::ManifestNew => false,
+        };
+        if unneeded && let Err(e) = log.device.remove(file) {
+            tracing::warn!("removing {} failed: {e}", log.device.path(file).display());
+        }
+    }
+}

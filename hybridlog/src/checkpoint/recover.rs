@@ -1,0 +1,410 @@
+//! From the newest manifest back to an index and a log.
+//!
+//! 1. The manifest must decode; every segment of its newest checkpoint must exist with its size.
+//!    Nothing is guessed: what is missing or damaged refuses the start, by name.
+//! 2. The image is loaded: entries below `begin` or a floor are dropped, the highest address of a
+//!    (tag, node) wins. A bad image is rebuilt by scanning the log from `begin`.
+//! 3. `[fuzzy_start, cut)` is scanned, verified block by block, in log order.
+//! 4. The tail starts in a segment number above every one that any file or manifest names, so no
+//!    stale block comes back. Files that the manifest does not name are the remains of work that
+//!    no checkpoint covered: they are removed.
+
+use super::image;
+use super::manifest::{Checkpoint, Manifest};
+use crate::OpenError;
+use crate::config::{Config, Geometry};
+use crate::device::{ALIGNMENT, Device, FileId, blocking};
+use crate::log::scan::records_of;
+use crate::record::RecordRef;
+use crate::store::tables::{Slot, Tables};
+use crate::tier::raw::RawSegments;
+use ferrite_index::{
+    ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, KeyHash, Participant,
+};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a start found.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// The number of the checkpoint that was recovered; `None` for an empty store.
+    pub checkpoint: Option<u64>,
+    /// Unix time of that checkpoint, in milliseconds.
+    pub taken_at_ms: u64,
+    /// Keys recovered, over all databases.
+    pub keys: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// The parts of a store as a start finds or makes them.
+pub(crate) struct Recovered {
+    pub manifest: Manifest,
+    pub secret: HashSecret,
+    pub tables: Tables,
+    pub begin: u64,
+    pub start: u64,
+    pub report: Recovery,
+}
+
+/// Reads the manifest, or makes that of a new store (and writes it).
+pub(crate) fn load_manifest(
+    device: &dyn Device,
+    config: &Config,
+    geometry: &Geometry,
+) -> Result<Manifest, OpenError> {
+    let files = device.list().map_err(|e| io_error("list", device, FileId::Manifest, e))?;
+    if files.contains(&FileId::Manifest) {
+        return read_manifest(device, config, geometry);
+    }
+    if let Some(file) = files.iter().find(|f| !matches!(f, FileId::ManifestNew)) {
+        return Err(OpenError::Damaged {
+            path: device.path(FileId::Manifest),
+            offset: 0,
+            found: format!(
+                "the manifest is missing, but {} is there",
+                device.path(*file).display()
+            ),
+            advice: "put the manifest back, or move the folder aside to start empty".into(),
+        });
+    }
+    let mut store_id = [0; 16];
+    let secret = HashSecret::random().map_err(|e| io_error("seed", device, FileId::Manifest, e))?;
+    let id = HashSecret::random().map_err(|e| io_error("seed", device, FileId::Manifest, e))?;
+    store_id.copy_from_slice(id.bytes());
+    let manifest = Manifest {
+        store_id,
+        hash_algorithm: ALGORITHM_ID,
+        hash_secret: *secret.bytes(),
+        index_smallest_bits: config.index_smallest_bits() as u8,
+        page_words: geometry.page_words,
+        segment_words: geometry.segment_words,
+        checkpoints: Vec::new(),
+    };
+    super::write_manifest(device, &manifest)
+        .map_err(|e| io_error("write", device, FileId::Manifest, e))?;
+    Ok(manifest)
+}
+
+fn read_manifest(
+    device: &dyn Device,
+    config: &Config,
+    geometry: &Geometry,
+) -> Result<Manifest, OpenError> {
+    let file = FileId::Manifest;
+    let size = device.size(file).map_err(|e| io_error("read", device, file, e))?;
+    let whole = size / ALIGNMENT as u64 * ALIGNMENT as u64;
+    let bytes =
+        blocking::read(device, file, whole).map_err(|e| io_error("read", device, file, e))?;
+    let damaged = |(offset, found): (u64, String)| OpenError::Damaged {
+        path: device.path(file),
+        offset,
+        found,
+        advice: "put back a copy of the folder, or move it aside to start empty".into(),
+    };
+    let manifest = Manifest::decode(&bytes).map_err(damaged)?;
+    if manifest.hash_algorithm != ALGORITHM_ID {
+        let found = format!("it names hash algorithm {}", manifest.hash_algorithm);
+        return Err(damaged((32, found)));
+    }
+    same("page_size", manifest.page_words * 8, geometry.page_words * 8)?;
+    same("segment_size", manifest.segment_words * 8, geometry.segment_words * 8)?;
+    let slots = manifest.newest().map_or(0, |c| c.slots.len());
+    if slots > usize::from(config.databases) {
+        return Err(OpenError::Config {
+            setting: "databases",
+            value: config.databases.to_string(),
+            why: format!("the store has {slots}; set it to at least that"),
+        });
+    }
+    Ok(manifest)
+}
+
+fn same(setting: &'static str, stored: u64, configured: u64) -> Result<(), OpenError> {
+    if stored == configured {
+        return Ok(());
+    }
+    Err(OpenError::Config {
+        setting,
+        value: configured.to_string(),
+        why: format!("the store was made with {stored}; set it back"),
+    })
+}
+
+fn io_error(
+    action: &'static str,
+    device: &dyn Device,
+    file: FileId,
+    source: io::Error,
+) -> OpenError {
+    OpenError::Io { action, path: device.path(file), source }
+}
+
+/// Brings back what the manifest's newest checkpoint says.
+pub(crate) fn recover(
+    device: &Arc<dyn Device>,
+    config: &Config,
+    geometry: Geometry,
+    epoch: &Arc<Epoch>,
+    manifest: Manifest,
+) -> Result<Recovered, OpenError> {
+    let secret = HashSecret::from_bytes(manifest.hash_secret);
+    let files = device.list().map_err(|e| io_error("list", &**device, FileId::Manifest, e))?;
+    let start = start_above(&manifest, &files, &geometry);
+    let mut rebuilding = Rebuilding::new(device, config, geometry, epoch, &manifest, secret)?;
+    let mut begin = start;
+    let mut report = Recovery::default();
+    if let Some(checkpoint) = manifest.newest() {
+        check_segments(&**device, &geometry, checkpoint)?;
+        let from = rebuilding.load_image(checkpoint)?;
+        rebuilding.scan(checkpoint, from)?;
+        begin = checkpoint.begin.min(start);
+        report.checkpoint = Some(checkpoint.number);
+        report.taken_at_ms = checkpoint.taken_at_ms;
+        report.keys = checkpoint.slots.iter().map(|s| s.keys).sum();
+    }
+    remove_strangers(&**device, &geometry, &manifest, &files);
+    let Rebuilding { tables, secret, .. } = rebuilding;
+    Ok(Recovered { secret, tables, begin, start, report, manifest })
+}
+
+/// The first address of the first segment that nothing has ever used.
+fn start_above(manifest: &Manifest, files: &[FileId], geometry: &Geometry) -> u64 {
+    let in_files = files.iter().filter_map(|f| match f {
+        FileId::Segment(n) | FileId::Side(n) => Some(*n),
+        _ => None,
+    });
+    let in_manifest = manifest
+        .checkpoints
+        .iter()
+        .flat_map(|c| c.extents.iter().map(|(_, to)| *to).chain([c.cut]))
+        .map(|to| geometry.segment_of(to));
+    (in_files.chain(in_manifest).max().unwrap_or(0) + 1) * geometry.segment_words
+}
+
+fn segments_of<'a>(
+    geometry: &'a Geometry,
+    checkpoint: &'a Checkpoint,
+) -> impl Iterator<Item = (u64, u64)> + 'a {
+    checkpoint.extents.iter().flat_map(move |(from, to)| {
+        let from = (*from).max(checkpoint.begin);
+        let first = geometry.segment_of(from);
+        let last = geometry.segment_of(to.saturating_sub(1).max(from));
+        (first..=last).map(move |n| {
+            let end = (*to).min((n + 1) * geometry.segment_words);
+            (n, (end - n * geometry.segment_words) * 8)
+        })
+    })
+}
+
+fn check_segments(
+    device: &dyn Device,
+    geometry: &Geometry,
+    checkpoint: &Checkpoint,
+) -> Result<(), OpenError> {
+    for (segment, bytes) in segments_of(geometry, checkpoint) {
+        let needs = [
+            (FileId::Segment(segment), bytes),
+            (FileId::Side(segment), bytes / ALIGNMENT as u64 * 4),
+        ];
+        for (file, least) in needs {
+            let found = match device.size(file) {
+                Ok(size) if size >= least => continue,
+                Ok(size) => (size, format!("it ends there; the checkpoint needs {least} bytes")),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => (0, "it is missing".into()),
+                Err(e) => return Err(io_error("look at", device, file, e)),
+            };
+            return Err(OpenError::Damaged {
+                path: device.path(file),
+                offset: found.0,
+                found: found.1,
+                advice: ADVICE.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+const ADVICE: &str = "put the file back from a backup, or move the folder aside to start empty";
+
+struct Rebuilding<'a> {
+    device: &'a Arc<dyn Device>,
+    raw: RawSegments,
+    geometry: Geometry,
+    participant: Participant,
+    smallest_bits: u32,
+    secret: HashSecret,
+    tables: Tables,
+}
+
+impl<'a> Rebuilding<'a> {
+    fn new(
+        device: &'a Arc<dyn Device>,
+        config: &Config,
+        geometry: Geometry,
+        epoch: &Arc<Epoch>,
+        manifest: &Manifest,
+        secret: HashSecret,
+    ) -> Result<Self, OpenError> {
+        let smallest_bits = u32::from(manifest.index_smallest_bits);
+        let newest = manifest.newest();
+        let databases = usize::from(config.databases);
+        let mut slots = Vec::with_capacity(databases);
+        for number in 0..databases {
+            let state = newest.and_then(|c| c.slots.get(number));
+            let (floor, keys, expiring) =
+                state.map_or((0, 0, 0), |s| (s.floor, s.keys, s.expiring));
+            let index = new_index(config, smallest_bits, epoch)?;
+            slots.push(Arc::new(Slot::new(number as u8, index, floor, keys, expiring)));
+        }
+        let mut map = newest.map_or_else(Vec::new, |c| c.map.clone());
+        map.extend(map.len() as u8..=(databases - 1) as u8);
+        map.truncate(databases);
+        Ok(Self {
+            device,
+            raw: RawSegments::new(Arc::clone(device), geometry, config.block_cache_size),
+            geometry,
+            participant: epoch.register("recovery").expect("the first of a new epoch"),
+            smallest_bits,
+            secret,
+            tables: Tables { map, slots },
+        })
+    }
+
+    /// Loads the image and returns where the scan must begin.
+    fn load_image(&mut self, checkpoint: &Checkpoint) -> Result<u64, OpenError> {
+        if checkpoint.image.number == 0 {
+            return Ok(checkpoint.begin);
+        }
+        let outcome = image::read(
+            &**self.device,
+            &checkpoint.image,
+            self.smallest_bits,
+            |slot, hash, node, address| {
+                if let Some(slot) = self.tables.slots.get(slot as usize) {
+                    let alive = address.raw() >= checkpoint.begin.max(slot.floor);
+                    if alive && address.raw() < checkpoint.cut && !node {
+                        self.raise(slot, hash, address);
+                    }
+                }
+            },
+        );
+        let Err((offset, found)) = outcome else { return Ok(checkpoint.image.fuzzy_start) };
+        let path = self.device.path(FileId::Index(checkpoint.image.number));
+        tracing::warn!(
+            "{} at offset {offset} {found}; the index is rebuilt from the log, which takes longer",
+            path.display()
+        );
+        Ok(checkpoint.begin)
+    }
+
+    /// Makes `address` the entry of its tag unless a higher one is there.
+    fn raise(&self, slot: &Slot, hash: KeyHash, address: Address) {
+        let pin = self.participant.pin();
+        let latch = slot.index.latch(&pin, hash).expect("recovery is alone");
+        if latch.address(hash, false).is_some_and(|there| there >= address) {
+            return;
+        }
+        // A limit lower than what the store already holds must not lose keys: it stops growth.
+        latch.reserve(hash, false).expect("overflow buckets have room for what the log holds");
+        latch.set(hash, false, address);
+        drop(latch);
+        slot.index.grow(&pin);
+    }
+
+    fn forget(&self, slot: &Slot, hash: KeyHash) {
+        let pin = self.participant.pin();
+        let latch = slot.index.latch(&pin, hash).expect("recovery is alone");
+        if latch.address(hash, false).is_some() {
+            latch.remove(hash, false);
+        }
+    }
+
+    /// Takes in the records of `[from, cut)` in log order.
+    fn scan(&mut self, checkpoint: &Checkpoint, from: u64) -> Result<(), OpenError> {
+        let page_words = self.geometry.page_words;
+        for &(extent_from, extent_to) in &checkpoint.extents {
+            let mut at = extent_from.max(from).max(checkpoint.begin);
+            while at < extent_to {
+                let end = extent_to.min(self.geometry.page_start(at) + page_words);
+                self.scan_range(checkpoint, at, end)?;
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_range(&self, checkpoint: &Checkpoint, from: u64, to: u64) -> Result<(), OpenError> {
+        let first_block = from / super::BLOCK_WORDS * super::BLOCK_WORDS;
+        let refused = |at: u64, found: String| OpenError::Damaged {
+            path: self.device.path(FileId::Segment(self.geometry.segment_of(at))),
+            offset: self.geometry.offset_in_segment(at),
+            found,
+            advice: ADVICE.into(),
+        };
+        let buffer =
+            self.raw.read_blocking(first_block, to).map_err(|found| refused(from, found))?;
+        let skip = (from - first_block) as usize * 8;
+        records_of(&buffer[skip..], from, |address, record| {
+            self.take_in(checkpoint, address, record);
+        })
+        .map_err(|(at, found)| refused(at, found))
+    }
+
+    fn take_in(&self, checkpoint: &Checkpoint, address: Address, record: RecordRef<'_>) {
+        let info = record.info();
+        let Some(slot) = self.tables.slots.get(usize::from(record.shape().slot())) else { return };
+        if !info.is_valid() || address.raw() < slot.floor {
+            return;
+        }
+        let hash = self.secret.hash(record.key());
+        let previous = info.previous();
+        let chained = previous.is_valid() && previous.raw() >= checkpoint.begin.max(slot.floor);
+        if info.is_tombstone() && !chained {
+            self.forget(slot, hash);
+        } else {
+            self.raise(slot, hash, address);
+        }
+    }
+}
+
+/// An empty index of the store's size.
+pub(crate) fn new_index(
+    config: &Config,
+    smallest_bits: u32,
+    epoch: &Arc<Epoch>,
+) -> Result<HashIndex, OpenError> {
+    let index_config =
+        IndexConfig { smallest_bits, max_bytes: config.index_max_size, huge_pages: true };
+    HashIndex::new(index_config, Arc::clone(epoch)).map_err(|e| OpenError::Config {
+        setting: "index",
+        value: format!("2^{smallest_bits} buckets"),
+        why: e.to_string(),
+    })
+}
+
+/// Removes segments and images of work that no checkpoint covers.
+fn remove_strangers(
+    device: &dyn Device,
+    geometry: &Geometry,
+    manifest: &Manifest,
+    files: &[FileId],
+) {
+    for file in files {
+        let named = manifest.checkpoints.iter().any(|c| match *file {
+            FileId::Segment(n) | FileId::Side(n) => {
+                segments_of(geometry, c).any(|(segment, _)| segment == n)
+            }
+            FileId::Index(n) => c.image.number == n,
+            FileId::Manifest => true,
+            FileId::ManifestNew => false,
+        });
+        if named || *file == FileId::Manifest {
+            continue;
+        }
+        if let Err(e) = device.remove(*file) {
+            tracing::warn!("removing {} failed: {e}", device.path(*file).display());
+        }
+    }
+}

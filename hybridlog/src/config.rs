@@ -1,0 +1,132 @@
+//! How a store is laid out, parsed into numbers that cannot be nonsense.
+
+use crate::OpenError;
+use crate::device::ALIGNMENT;
+use std::path::PathBuf;
+
+/// How a store is laid out. Sizes are in bytes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The data directory. `checkpoints/` is made inside it.
+    pub directory: PathBuf,
+    /// Memory of the mutable region.
+    pub mutable_size: u64,
+    /// Memory of the read-only region.
+    pub readonly_size: u64,
+    /// A page: the unit held in memory. A power of two from 4 KiB to 64 MiB.
+    pub page_size: u64,
+    /// A segment: one file. A power of two, at least a page.
+    pub segment_size: u64,
+    /// Memory for the checksums and other blocks read back from the device.
+    pub block_cache_size: u64,
+    /// The limit of the index in bytes; 0 is none.
+    pub index_max_size: u64,
+    /// How many logical databases there are (1 to 256).
+    pub databases: u16,
+    /// How the device does its I/O.
+    pub io: IoChoice,
+    /// Whether index images are compressed with zstd.
+    pub compress_images: bool,
+    /// The stem of the files' names (`ferrite`).
+    pub file_stem: String,
+}
+
+/// How the device does its I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoChoice {
+    /// io_uring where the kernel grants it, else posix.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    IoUring,
+    /// pread and pwrite on a few threads.
+    Posix,
+}
+
+impl Config {
+    /// The defaults, in `directory`.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            mutable_size: 256 << 20,
+            readonly_size: 256 << 20,
+            page_size: 4 << 20,
+            segment_size: 256 << 20,
+            block_cache_size: 16 << 20,
+            index_max_size: 0,
+            databases: 16,
+            io: IoChoice::Auto,
+            compress_images: true,
+            file_stem: "ferrite".into(),
+        }
+    }
+
+    /// The numbers the log works with.
+    pub(crate) fn parse(&self) -> Result<Geometry, OpenError> {
+        power_of_two("page_size", self.page_size, ALIGNMENT as u64, 64 << 20)?;
+        power_of_two("segment_size", self.segment_size, self.page_size, 1 << 40)?;
+        if !(1..=256).contains(&self.databases) {
+            return Err(bad("databases", self.databases, "1 to 256"));
+        }
+        let frames = (self.mutable_size + self.readonly_size) / self.page_size;
+        if frames < 2 {
+            return Err(bad(
+                "mutable_size + readonly_size",
+                self.mutable_size + self.readonly_size,
+                &format!("at least two pages, {}", 2 * self.page_size),
+            ));
+        }
+        let mutable_pages = (self.mutable_size / self.page_size).clamp(1, frames - 1);
+        Ok(Geometry {
+            page_words: self.page_size / 8,
+            segment_words: self.segment_size / 8,
+            frames,
+            mutable_pages,
+        })
+    }
+
+    /// log2 of the buckets of the smallest index: 1/64 of the memory, 64 bytes a bucket, so that
+    /// the largest table (256 times that) indexes a log far larger than memory.
+    pub(crate) fn index_smallest_bits(&self) -> u32 {
+        let buckets = (self.mutable_size + self.readonly_size) / 64 / 64;
+        buckets.max(1).ilog2().clamp(4, 20)
+    }
+}
+
+/// The layout in words of 8 bytes, the unit of addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub page_words: u64,
+    pub segment_words: u64,
+    /// Pages that fit in memory.
+    pub frames: u64,
+    /// Pages, the tail's included, that stay mutable when the tail moves on.
+    pub mutable_pages: u64,
+}
+
+impl Geometry {
+    pub fn ring_words(&self) -> u64 {
+        self.frames * self.page_words
+    }
+    pub fn page_start(&self, address: u64) -> u64 {
+        address & !(self.page_words - 1)
+    }
+    pub fn segment_of(&self, address: u64) -> u64 {
+        address / self.segment_words
+    }
+    /// Bytes from the start of the address's segment file.
+    pub fn offset_in_segment(&self, address: u64) -> u64 {
+        (address % self.segment_words) * 8
+    }
+}
+
+fn power_of_two(setting: &'static str, value: u64, low: u64, high: u64) -> Result<(), OpenError> {
+    if value.is_power_of_two() && (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(bad(setting, value, &format!("a power of two from {low} to {high}")))
+}
+
+fn bad(setting: &'static str, value: impl ToString, why: &str) -> OpenError {
+    OpenError::Config { setting, value: value.to_string(), why: why.to_owned() }
+}

@@ -1,0 +1,99 @@
+//! The boundaries of the log: their order, and that each only ever moves up.
+//!
+//! ```text
+//!   begin <= safe_head <= head <= flushed_until <= safe_read_only <= read_only <= tail
+//! ```
+//!
+//! Addresses are in words of 8 bytes. A boundary is first *announced* (`head`, `read_only`) and
+//! is *safe* one grace period later, when every thread that could have seen the old value has
+//! left. All but `begin` are moved by the page thread alone (`read_only` also by a checkpoint's
+//! cut, at a safepoint); `tail` lives in [`super::tail::Tail`].
+//!
+//! * At or above `read_only`: values may change in place.
+//! * Below `safe_read_only`: nothing changes any more; it may be written to the device.
+//! * Below `flushed_until`: written and checksummed.
+//! * Below `head`: read from the device. Below `safe_head`: the frame may be used again.
+
+use crate::sync::{AtomicU64, Ordering};
+
+#[derive(Debug)]
+pub(crate) struct Boundaries {
+    begin: AtomicU64,
+    safe_head: AtomicU64,
+    head: AtomicU64,
+    flushed_until: AtomicU64,
+    safe_read_only: AtomicU64,
+    read_only: AtomicU64,
+}
+
+impl Boundaries {
+    /// An empty log in memory: data below `start`, if any, lies on the device from `begin` on.
+    pub fn new(begin: u64, start: u64) -> Self {
+        assert!(begin <= start);
+        Self {
+            begin: AtomicU64::new(begin),
+            safe_head: AtomicU64::new(start),
+            head: AtomicU64::new(start),
+            flushed_until: AtomicU64::new(start),
+            safe_read_only: AtomicU64::new(start),
+            read_only: AtomicU64::new(start),
+        }
+    }
+
+    pub fn begin(&self) -> u64 {
+        self.begin.load(Ordering::Acquire)
+    }
+    pub fn safe_head(&self) -> u64 {
+        self.safe_head.load(Ordering::Acquire)
+    }
+    pub fn head(&self) -> u64 {
+        // Acquire: pairs with the release in `raise`; loaded after a pin, so that a thread that
+        // sees an old value is one that the grace period waits for.
+        self.head.load(Ordering::Acquire)
+    }
+    pub fn flushed_until(&self) -> u64 {
+        self.flushed_until.load(Ordering::Acquire)
+    }
+    pub fn safe_read_only(&self) -> u64 {
+        self.safe_read_only.load(Ordering::Acquire)
+    }
+    pub fn read_only(&self) -> u64 {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Gives up the log below `to`. A durable checkpoint does not need it.
+    pub fn truncate(&self, to: u64) {
+        assert!(to <= self.safe_head());
+        self.begin.fetch_max(to, Ordering::AcqRel);
+    }
+    /// Announces that the log below `to` is immutable.
+    pub fn announce_read_only(&self, to: u64) {
+        self.read_only.fetch_max(to, Ordering::AcqRel);
+    }
+    /// One grace period after the announcement.
+    pub fn read_only_is_safe(&self, to: u64) {
+        assert!(to <= self.read_only());
+        raise(&self.safe_read_only, to);
+    }
+    /// The prefix below `to` is written.
+    pub fn flushed(&self, to: u64) {
+        assert!(to <= self.safe_read_only());
+        raise(&self.flushed_until, to);
+    }
+    /// Announces that the log below `to` is read from the device.
+    pub fn announce_head(&self, to: u64) {
+        assert!(to <= self.flushed_until());
+        raise(&self.head, to);
+    }
+    /// One grace period after the announcement.
+    pub fn head_is_safe(&self, to: u64) {
+        assert!(to <= self.head());
+        raise(&self.safe_head, to);
+    }
+}
+
+fn raise(boundary: &AtomicU64, to: u64) {
+    // Only one thread raises it, so a load and a store do.
+    assert!(boundary.load(Ordering::Relaxed) <= to, "a boundary moved down");
+    boundary.store(to, Ordering::Release);
+}

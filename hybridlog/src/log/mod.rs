@@ -1,0 +1,244 @@
+//! The log: append at the tail, look at an address in memory, fetch one from the device.
+//!
+//! ```text
+//!   begin ........... head ............ read_only ............ tail ... limit
+//!   | on the device   | frames, immutable | frames, in-place    | ready frames
+//! ```
+//!
+//! One page thread ([`page_thread`]) owns every transition of a frame. Writers hold tickets
+//! ([`tail`]), so an append never waits; who finds no room queues up in [`room`].
+
+pub(crate) mod boundaries;
+pub(crate) mod frames;
+pub(crate) mod page_thread;
+pub(crate) mod room;
+pub(crate) mod scan;
+pub(crate) mod tail;
+
+use crate::config::Geometry;
+use crate::device::Device;
+use crate::record::{Draft, RecordRef};
+use crate::tier::raw::RawSegments;
+use boundaries::Boundaries;
+use ferrite_index::{Address, Epoch, Pin};
+use frames::Frames;
+use room::RoomQueue;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use tail::{Reserved, Tail};
+
+pub(crate) struct Log {
+    pub geometry: Geometry,
+    pub boundaries: Boundaries,
+    pub tail: Tail,
+    pub room: RoomQueue,
+    pub raw: RawSegments,
+    pub device: Arc<dyn Device>,
+    pub epoch: Arc<Epoch>,
+    pub health: Health,
+    pub counters: Counters,
+    /// The earliest expiry of each page in memory, by frame; `u64::MAX` is none.
+    page_expiry: Vec<AtomicU64>,
+    /// The same for pages that left memory, by the page's start.
+    pub cold_expiry: Mutex<BTreeMap<u64, u64>>,
+    frames: Arc<Frames>,
+    wake: Wake,
+}
+
+/// Plain counters; INFO and metrics read them.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub write_bytes: AtomicU64,
+    pub in_place: AtomicU64,
+    pub appends: AtomicU64,
+    pub expired: AtomicU64,
+}
+
+/// Whether the log takes writes.
+#[derive(Default)]
+pub(crate) struct Health {
+    refuses: AtomicBool,
+    reasons: Mutex<Reasons>,
+}
+
+#[derive(Default)]
+struct Reasons {
+    /// A write or a sync failed: for good.
+    broken: Option<String>,
+    /// The disk is full: until there is space.
+    full: Option<String>,
+}
+
+impl Health {
+    /// Why writes are refused, if they are.
+    pub fn refusal(&self) -> Option<String> {
+        if !self.refuses.load(Ordering::Acquire) {
+            return None;
+        }
+        let reasons = self.reasons.lock().expect("nothing panics under this lock");
+        reasons.broken.clone().or_else(|| reasons.full.clone())
+    }
+    pub fn is_writable(&self) -> bool {
+        !self.refuses.load(Ordering::Acquire)
+    }
+    /// Whether that is for good.
+    pub fn is_broken(&self) -> bool {
+        self.reasons.lock().expect("nothing panics under this lock").broken.is_some()
+    }
+    /// A device failed: nothing is taken until a restart.
+    pub fn broke(&self, reason: String) {
+        tracing::error!("the log takes no writes until a restart: {reason}");
+        self.set(|reasons| reasons.broken = reasons.broken.take().or(Some(reason)));
+    }
+    /// Sets or clears the shortage of space.
+    pub fn full(&self, reason: Option<String>) {
+        self.set(|reasons| match (&reasons.full, reason) {
+            (None, Some(reason)) => {
+                tracing::warn!("writes are refused until there is space: {reason}");
+                reasons.full = Some(reason);
+            }
+            (Some(_), None) => {
+                tracing::info!("there is space again: writes are taken");
+                reasons.full = None;
+            }
+            _ => {}
+        });
+    }
+    fn set(&self, change: impl FnOnce(&mut Reasons)) {
+        let mut reasons = self.reasons.lock().expect("nothing panics under this lock");
+        change(&mut reasons);
+        let refuses = reasons.broken.is_some() || reasons.full.is_some();
+        self.refuses.store(refuses, Ordering::Release);
+    }
+}
+
+#[derive(Default)]
+struct Wake {
+    asked: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Log {
+    /// A log whose data in `[begin, start)`, if any, lies on the device; `start` begins a segment.
+    pub fn new(
+        geometry: Geometry,
+        begin: u64,
+        start: u64,
+        device: Arc<dyn Device>,
+        epoch: Arc<Epoch>,
+        cache_bytes: u64,
+    ) -> io::Result<Arc<Self>> {
+        assert!(start > 0 && start.is_multiple_of(geometry.segment_words));
+        let page_expiry = (0..geometry.frames).map(|_| AtomicU64::new(u64::MAX)).collect();
+        Ok(Arc::new(Self {
+            geometry,
+            boundaries: Boundaries::new(begin, start),
+            tail: Tail::new(start, start + geometry.ring_words(), geometry.page_words),
+            room: RoomQueue::default(),
+            raw: RawSegments::new(Arc::clone(&device), geometry, cache_bytes),
+            device,
+            epoch,
+            health: Health::default(),
+            counters: Counters::default(),
+            page_expiry,
+            cold_expiry: Mutex::default(),
+            frames: Arc::new(Frames::new(geometry)?),
+            wake: Wake::default(),
+        }))
+    }
+
+    pub fn frame_bytes(&self) -> u64 {
+        self.frames.bytes()
+    }
+
+    /// The record at an address that was at or above `head` inside this pin.
+    pub fn record<'p>(&self, _pin: &'p Pin<'_>, head: u64, address: Address) -> RecordRef<'p> {
+        assert!(address.raw() >= head, "the record has left memory");
+        // SAFETY: index entries and previous addresses only name published records (they are
+        // written after the record), `head` was loaded inside the pin, and frames below the tail
+        // at or above it are not reused before a grace period, which waits for the pin.
+        unsafe { self.frames.record(address) }
+    }
+
+    /// Appends a record, paid from `credit`. `Err` says how much credit it would need.
+    pub fn append(
+        &self,
+        _pin: &Pin<'_>,
+        draft: &Draft<'_>,
+        previous: Address,
+        credit: &mut u64,
+    ) -> Result<Address, u64> {
+        let reserved = self.tail.reserve(draft.words(), credit)?;
+        self.pad(&reserved);
+        let address = Address::new(reserved.address);
+        assert!(previous < address, "a chain must descend");
+        // SAFETY: just reserved, and pinned.
+        unsafe { self.frames.write(address, draft, previous) };
+        if let Some(at) = draft.expires_at_ms {
+            self.note_expiry(reserved.address, at);
+        }
+        self.counters.appends.fetch_add(1, Ordering::Relaxed);
+        if reserved.pad > 0 || reserved.address.is_multiple_of(self.geometry.page_words) {
+            self.wake();
+        }
+        Ok(address)
+    }
+
+    /// Pads the tail to a block, at a safepoint, and makes everything below it read-only. Returns
+    /// the new tail: the cut.
+    pub fn fold_over(&self, block_words: u64, credit: &mut u64) -> u64 {
+        let reserved = self.tail.align(block_words, credit);
+        self.pad(&reserved);
+        self.boundaries.announce_read_only(reserved.address);
+        self.wake();
+        reserved.address
+    }
+
+    fn pad(&self, reserved: &Reserved) {
+        if reserved.pad > 0 {
+            // SAFETY: the words from `pad_at` on were just reserved.
+            unsafe { self.frames.pad(reserved.pad_at, reserved.pad) };
+        }
+    }
+
+    /// Remembers that a record of the page at `address` expires then.
+    pub fn note_expiry(&self, address: u64, expires_at_ms: u64) {
+        self.page_expiry(address).fetch_min(expires_at_ms, Ordering::Relaxed);
+    }
+
+    /// The earliest expiry in the page, while it is in memory.
+    pub fn page_expiry(&self, address: u64) -> &AtomicU64 {
+        let page = address / self.geometry.page_words;
+        &self.page_expiry[(page % self.geometry.frames) as usize]
+    }
+
+    /// Readies the frame of a page below `safe_head` for the page that follows in it.
+    fn page_left_memory(&self, page_start: u64) {
+        let expiry = self.page_expiry(page_start).swap(u64::MAX, Ordering::Relaxed);
+        if expiry != u64::MAX {
+            let mut cold = self.cold_expiry.lock().expect("nothing panics under this lock");
+            cold.insert(page_start, expiry);
+        }
+        // SAFETY: the page is below `safe_head`, and `limit` does not cover its successor yet.
+        unsafe { self.frames.zero_page(page_start) };
+    }
+
+    /// Tells the page thread that there may be something to do.
+    pub fn wake(&self) {
+        *self.wake.asked.lock().expect("nothing panics under this lock") = true;
+        self.wake.changed.notify_one();
+    }
+
+    fn wait_for_wake(&self, at_most: Duration) {
+        let asked = self.wake.asked.lock().expect("nothing panics under this lock");
+        let (mut asked, _) = self
+            .wake
+            .changed
+            .wait_timeout_while(asked, at_most, |asked| !*asked)
+            .expect("nothing panics under this lock");
+        *asked = false;
+    }
+}

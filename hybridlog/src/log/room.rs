@@ -1,0 +1,142 @@
+//! Who waits for room in the log, in order.
+//!
+//! A writer that finds no room leaves, joins the queue and is called back with room in hand: the
+//! page thread grants to the first in line only, so small writers never starve a large one. While
+//! anybody waits, newcomers join the queue.
+
+use super::tail::Tail;
+use crate::store::operation::{ReadyQueue, Token};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Room in words, on its way to whoever asked for it.
+#[derive(Default)]
+pub(crate) struct Grant(Mutex<GrantState>);
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum GrantState {
+    #[default]
+    Waiting,
+    Granted(u64),
+    Abandoned,
+}
+
+impl Grant {
+    /// Takes what was granted and ends the waiting; 0 when nothing was.
+    pub fn take(&self) -> u64 {
+        match std::mem::replace(&mut *self.lock(), GrantState::Abandoned) {
+            GrantState::Granted(words) => words,
+            GrantState::Waiting | GrantState::Abandoned => 0,
+        }
+    }
+    fn lock(&self) -> MutexGuard<'_, GrantState> {
+        self.0.lock().expect("nothing panics under this lock")
+    }
+}
+
+struct Waiter {
+    words: u64,
+    grant: Arc<Grant>,
+    token: Token,
+    ready: Arc<ReadyQueue>,
+}
+
+#[derive(Default)]
+pub(crate) struct RoomQueue {
+    waiting: AtomicBool,
+    queue: Mutex<VecDeque<Waiter>>,
+    /// Granted and perhaps not taken yet.
+    granted: Mutex<Vec<Arc<Grant>>>,
+    parked: AtomicU64,
+}
+
+impl RoomQueue {
+    /// Whether somebody waits already.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// How often an operation had to wait.
+    pub fn parked(&self) -> u64 {
+        self.parked.load(Ordering::Relaxed)
+    }
+
+    /// Joins the queue for `words`; the token becomes ready with the grant filled. The caller
+    /// wakes the page thread.
+    pub fn join(&self, words: u64, token: Token, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
+        let grant = Arc::new(Grant::default());
+        let waiter = Waiter { words, grant: Arc::clone(&grant), token, ready: Arc::clone(ready) };
+        let mut queue = self.lock();
+        queue.push_back(waiter);
+        self.waiting.store(true, Ordering::Release);
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        grant
+    }
+
+    /// What the first in line asks for.
+    pub fn first_need(&self) -> Option<u64> {
+        if !self.is_waiting() {
+            return None;
+        }
+        self.lock().front().map(|w| w.words)
+    }
+
+    /// Grants in order while room lasts. `exhausted` says that no more frames can be freed for
+    /// the first in line: then it gets all there is, as soon as no other ticket is out, since the
+    /// rest of the page and one whole page hold any record.
+    pub fn serve(&self, tail: &Tail, exhausted: bool) {
+        let mut queue = self.lock();
+        while let Some(first) = queue.front() {
+            let mut state = first.grant.lock();
+            if *state == GrantState::Waiting {
+                let mut words = first.words;
+                if !tail.grant(words) {
+                    words = tail.limit().saturating_sub(tail.load());
+                    let alone = tail.granted() == tail.load();
+                    if !(exhausted && alone && words > 0 && tail.grant(words)) {
+                        break;
+                    }
+                }
+                *state = GrantState::Granted(words);
+                drop(state);
+                self.remember(Arc::clone(&first.grant));
+                first.ready.push(first.token);
+            } else {
+                drop(state); // its operation has gone
+            }
+            queue.pop_front();
+        }
+        self.waiting.store(!queue.is_empty(), Ordering::Release);
+    }
+
+    /// Calls everybody back without room: the log takes no writes, let them see why.
+    pub fn dismiss(&self) {
+        let mut queue = self.lock();
+        queue.drain(..).for_each(|w| w.ready.push(w.token));
+        self.waiting.store(false, Ordering::Release);
+    }
+
+    /// Takes back all room that was granted and not taken, and calls everybody back: for a
+    /// command that runs alone, whose supply must not depend on those who wait at the gate.
+    pub fn revoke(&self, tail: &Tail) {
+        self.dismiss();
+        for grant in self.lock_granted().drain(..) {
+            tail.give_back(grant.take());
+        }
+    }
+
+    fn remember(&self, grant: Arc<Grant>) {
+        let mut granted = self.lock_granted();
+        granted.retain(|g| matches!(*g.lock(), GrantState::Granted(_)));
+        granted.push(grant);
+    }
+
+    fn lock_granted(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
+        self.granted.lock().expect("nothing panics under this lock")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        self.queue.lock().expect("nothing panics under this lock")
+    }
+}

@@ -1,0 +1,228 @@
+//! The active expiry cycle: keys that have expired go even if nobody asks for them.
+//!
+//! Every page knows the earliest expiry that was ever written into it, in memory and on the
+//! device, so only pages that have something due are looked at. A record found due is removed
+//! through an ordinary update of its key, which does nothing when the key has moved on. The cycle
+//! takes a tenth of one core at most.
+
+use super::operation::Operation;
+use super::tables::Database;
+use super::{Change, Inner, Session, Stop, Store, Value};
+use crate::log::scan::records_of;
+use crate::record::RecordRef;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// Between two looks at the pages.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Work is at most one part in so many.
+const SHARE: u32 = 10;
+/// Records looked at in one stay inside.
+const BATCH: usize = 64;
+
+/// Tells the cycle to stop, and to hold still.
+#[derive(Default)]
+pub(crate) struct ExpiryControl {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+    paused: AtomicBool,
+}
+
+impl ExpiryControl {
+    pub fn stop(&self) {
+        *self.stopped.lock().expect("nothing panics under this lock") = true;
+        self.changed.notify_all();
+    }
+    /// Holds the cycle (`DEBUG SET-ACTIVE-EXPIRE 0`).
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+    /// Sleeps; true when it is time to stop.
+    fn sleep(&self, time: Duration) -> bool {
+        let stopped = self.stopped.lock().expect("nothing panics under this lock");
+        let (stopped, _) = self
+            .changed
+            .wait_timeout_while(stopped, time, |stopped| !*stopped)
+            .expect("nothing panics under this lock");
+        *stopped
+    }
+}
+
+/// A key that was found due, by slot.
+type Due = (u8, Vec<u8>);
+
+pub(crate) struct ExpiryCycle {
+    inner: Arc<Inner>,
+    session: Session,
+}
+
+impl ExpiryCycle {
+    pub fn new(store: &Store) -> Self {
+        let thread = std::thread::current();
+        let session = store.session(move || thread.unpark());
+        Self { inner: Arc::clone(store.inner()), session }
+    }
+
+    pub fn run(mut self) {
+        let control = Arc::clone(&self.inner.expiry);
+        let mut rest = PERIOD;
+        while !control.sleep(rest) {
+            if control.paused.load(Ordering::Relaxed) {
+                rest = PERIOD;
+                continue;
+            }
+            let since = Instant::now();
+            self.pages_in_memory();
+            self.pages_on_device();
+            rest = PERIOD.max(since.elapsed() * (SHARE - 1));
+        }
+    }
+
+    fn pages_in_memory(&mut self) {
+        let log = Arc::clone(&self.inner.log);
+        let g = log.geometry;
+        let mut page = g.page_start(log.boundaries.head());
+        while page < log.tail.load() {
+            let now = self.inner.now_ms();
+            let earliest = log.page_expiry(page);
+            if earliest.load(Ordering::Relaxed) <= now {
+                // Forget, look, and note again what stays: a write meanwhile notes its own.
+                earliest.store(u64::MAX, Ordering::Relaxed);
+                self.page_in_memory(page, now);
+            }
+            page += g.page_words;
+        }
+    }
+
+    /// Steps through a page that is being written to: up to the first word that is still zero.
+    fn page_in_memory(&mut self, page: u64, now: u64) {
+        let log = Arc::clone(&self.inner.log);
+        let mut at = page;
+        let end = page + log.geometry.page_words;
+        while at < end {
+            let mut due: Vec<Due> = Vec::new();
+            {
+                let inside = self.session.enter();
+                let pinned = inside.view.pinned(&inside.pin);
+                if at < pinned.head {
+                    // It left for the device while we looked: its expiry went along, or did not.
+                    drop(inside);
+                    return self.note_cold(page, now);
+                }
+                let limit = log.tail.load().min(end);
+                for _ in 0..BATCH {
+                    if at >= limit {
+                        break;
+                    }
+                    let address = ferrite_index::Address::new(at);
+                    let record = log.record(pinned.pin, pinned.head, address);
+                    match record.step(end - at) {
+                        Ok(crate::record::Step::Record(words)) => {
+                            collect(&log, at, &record, now, &mut due);
+                            at += words;
+                        }
+                        Ok(crate::record::Step::Pad(words)) => at += words,
+                        Ok(crate::record::Step::End) | Err(_) => {
+                            // A reservation that is not filled yet: come back for the rest.
+                            log.note_expiry(page, now + 1);
+                            drop(inside);
+                            return self.remove(due);
+                        }
+                    }
+                }
+                if at >= limit && limit < end {
+                    drop(inside);
+                    return self.remove(due);
+                }
+            }
+            self.remove(due);
+        }
+    }
+
+    fn note_cold(&self, page: u64, at: u64) {
+        let mut cold = self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+        let earliest = cold.entry(page).or_insert(u64::MAX);
+        *earliest = (*earliest).min(at);
+    }
+
+    fn pages_on_device(&mut self) {
+        let now = self.inner.now_ms();
+        let begin = self.inner.log.boundaries.begin();
+        let page = {
+            let mut cold =
+                self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+            cold.retain(|page, _| *page >= begin);
+            cold.iter().find(|(_, earliest)| **earliest <= now).map(|(page, _)| *page)
+        };
+        let Some(page) = page else { return };
+        let log = Arc::clone(&self.inner.log);
+        let end = log.boundaries.flushed_until().min(page + log.geometry.page_words);
+        let mut earliest = u64::MAX;
+        let mut due = Vec::new();
+        match log.raw.read_blocking(page, end) {
+            Ok(buffer) => {
+                // Damage shows where the record is read for a client.
+                drop(records_of(&buffer, page, |_, record| match record.expires_at_ms() {
+                    Some(at) if at <= now => due.push(key_of(&record)),
+                    Some(at) => earliest = earliest.min(at),
+                    None => {}
+                }));
+            }
+            // It is logged by the reader; do not come back at once.
+            Err(_) => earliest = now + 60_000,
+        }
+        self.remove(due);
+        let mut cold = self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+        if earliest == u64::MAX {
+            cold.remove(&page);
+        } else {
+            cold.insert(page, earliest);
+        }
+    }
+
+    /// Removes the keys that are still due.
+    fn remove(&mut self, due: Vec<Due>) {
+        for (slot, key) in due {
+            let mut op = Operation::new(0);
+            loop {
+                let mut inside = self.session.enter();
+                let db = inside.tables.map.iter().position(|s| *s == slot);
+                let Some(db) = db else { break };
+                let keep = |_: Option<Value<'_>>, _: &mut Vec<u8>| (Change::Keep, ());
+                let outcome = inside.update(&mut op, Database(db as u8), &key, keep);
+                drop(inside);
+                match outcome {
+                    Err(Stop::Pending) => self.wait(),
+                    Ok(()) | Err(Stop::Failed(_)) => break,
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let mut tokens = Vec::new();
+        while tokens.is_empty() {
+            std::thread::park_timeout(Duration::from_millis(10));
+            self.session.ready(&mut tokens);
+            if *self.inner.expiry.stopped.lock().expect("nothing panics under this lock") {
+                return;
+            }
+        }
+    }
+}
+
+fn key_of(record: &RecordRef<'_>) -> Due {
+    (record.shape().slot(), record.key().to_vec())
+}
+
+fn collect(log: &crate::log::Log, at: u64, record: &RecordRef<'_>, now: u64, due: &mut Vec<Due>) {
+    if record.info().is_tombstone() {
+        return;
+    }
+    match record.expires_at_ms() {
+        Some(expiry) if expiry <= now => due.push(key_of(record)),
+        Some(expiry) => log.note_expiry(at, expiry),
+        None => {}
+    }
+}

@@ -1,0 +1,277 @@
+//! Update of several keys as one step that nobody sees half of.
+//!
+//! All latches are held from the first read to the last publish, with the buckets' multi bit set
+//! while more than one key changes: readers, who take no latch, wait for it. Room for everything
+//! is in hand before the first effect. A command that needs more room than a quarter of the ring
+//! runs alone, at a safepoint ([`super::alone`]).
+
+use super::find::{Lookup, Pinned};
+use super::operation::{Operation, Stop};
+use super::session::Inside;
+use super::tables::{Database, Slot, Tables};
+use super::value::{Change, Value};
+use super::write::{Blocked, Effect, Target};
+use crate::OperationError;
+use crate::record::Loaded;
+use ferrite_index::{Address, KeyHash, Latch};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The keys of [`Inside::update_many`]: what they hold, and what becomes of them.
+pub struct Many<'a, 'v> {
+    values: &'a [Option<Value<'a>>],
+    /// For each place the first place that names the same key.
+    same: &'a [usize],
+    changes: Vec<Option<Planned<'v>>>,
+}
+
+pub(crate) enum Planned<'v> {
+    Given(Change<'v>),
+    Owned { value: Vec<u8>, expires_at_ms: Option<u64>, encoding: u8 },
+}
+
+impl<'v> Many<'_, 'v> {
+    /// What key `i` held before the operation.
+    pub fn get(&self, i: usize) -> Option<Value<'_>> {
+        self.values[self.same[i]]
+    }
+    /// Sets what becomes of key `i`. A later change of the same key replaces an earlier one.
+    /// `Change::PutScratch` has no meaning here; use [`Many::put_owned`].
+    pub fn set(&mut self, i: usize, change: Change<'v>) {
+        assert!(!matches!(change, Change::PutScratch { .. }), "use put_owned");
+        self.changes[self.same[i]] = Some(Planned::Given(change));
+    }
+    /// Stores bytes that the closure made.
+    pub fn put_owned(
+        &mut self,
+        i: usize,
+        value: Vec<u8>,
+        expires_at_ms: Option<u64>,
+        encoding: u8,
+    ) {
+        self.changes[self.same[i]] = Some(Planned::Owned { value, expires_at_ms, encoding });
+    }
+    /// Stores under key `to` what key `from` held, expiry and encoding included.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        if let Some(v) = self.get(from) {
+            self.put_owned(to, v.bytes.to_vec(), v.expires_at_ms, v.encoding);
+        }
+    }
+}
+
+/// A key of the command, resolved to its slot.
+pub(crate) struct Place<'a> {
+    pub slot: &'a Arc<Slot>,
+    pub hash: KeyHash,
+    pub key: &'a [u8],
+}
+
+impl Inside<'_> {
+    /// Reads and writes several keys, of any databases, as one step that nobody sees half of.
+    /// `f` may be called more than once. A key may stand more than once: all places name the same
+    /// value.
+    pub fn update_many<'v, R>(
+        &mut self,
+        op: &mut Operation,
+        keys: &[(Database, &[u8])],
+        mut f: impl FnMut(&mut Many<'_, 'v>) -> R,
+    ) -> Result<R, Stop> {
+        op.begin(&mut self.credit)?;
+        let tables = Arc::clone(self.tables);
+        let places = self.places(&tables, keys);
+        match self.try_update_many(op, &places, &mut f) {
+            Ok(r) => Ok(r),
+            Err(Blocked::Room(words)) if words > self.view.inner.log.geometry.ring_words() / 4 => {
+                self.update_many_alone(op, keys, &mut f)
+            }
+            Err(blocked) => self.wait(op, blocked),
+        }
+    }
+
+    pub(crate) fn places<'a>(
+        &self,
+        tables: &'a Tables,
+        keys: &'a [(Database, &'a [u8])],
+    ) -> Vec<Place<'a>> {
+        let secret = &self.view.inner.secret;
+        keys.iter()
+            .map(|(db, key)| Place { slot: tables.slot(*db), hash: secret.hash(key), key })
+            .collect()
+    }
+
+    fn try_update_many<'v, R>(
+        &mut self,
+        op: &Operation,
+        places: &[Place<'_>],
+        f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
+    ) -> Result<R, Blocked> {
+        let pinned = self.view.pinned(&self.pin);
+        let mut latches = Latches::take(&pinned, places)?;
+        let lookups = latches.find_all(&pinned, op, places)?;
+        let same = first_places(places);
+        let (r, changes) = decide(&pinned, places, &lookups, &same, f);
+        let effects = effects(&pinned, &lookups, &changes);
+        let changed: Vec<usize> = (0..places.len()).filter(|i| effects[*i].is_some()).collect();
+        if changed.is_empty() {
+            return Ok(r);
+        }
+        if let Some(reason) = pinned.inner.log.health.refusal() {
+            return Err(Blocked::Failed(OperationError::NotWritable(reason)));
+        }
+        let mut room = 0;
+        for &i in &changed {
+            let effect = effects[i].expect("only changed ones are listed");
+            if let Effect::Put { value, .. } = effect {
+                pinned.inner.check_size(places[i].key, value.len())?;
+            }
+            let old = lookups[i].load(&mut self.scratch.value).map_or(0, |l| l.bytes.len());
+            room += pinned.room_for(places[i].key, effect, old);
+        }
+        pinned.top_up(room, &mut self.credit);
+        if self.credit < room {
+            return Err(Blocked::Room(room));
+        }
+        for &i in &changed {
+            let reserved = latches.of(i).reserve(places[i].hash, false);
+            reserved.map_err(|_| pinned.inner.index_full())?;
+        }
+        if changed.len() > 1 {
+            changed.iter().for_each(|&i| latches.of(i).mark_multi());
+        }
+        for &i in &changed {
+            let effect = effects[i].expect("only changed ones are listed");
+            let place = &places[i];
+            let (slot, hash, key, lookup) = (&**place.slot, place.hash, place.key, lookups[i]);
+            let mut target = Target { slot, latch: latches.of(i), hash, key, lookup };
+            let scratch = &mut self.scratch.value;
+            let done = pinned.apply(&mut target, effect, &mut self.credit, scratch);
+            assert!(done.is_ok(), "room and entries were taken before the first effect");
+        }
+        drop(latches);
+        for &i in &changed {
+            places[i].slot.index.grow(pinned.pin);
+        }
+        Ok(r)
+    }
+}
+
+/// The exclusive latches of several keys, one a bucket.
+struct Latches<'p> {
+    latches: Vec<Latch<'p>>,
+    of_place: Vec<usize>,
+}
+
+impl<'p> Latches<'p> {
+    fn take<'a: 'p>(pinned: &Pinned<'p>, places: &[Place<'a>]) -> Result<Self, Blocked> {
+        let mut latches: Vec<Latch<'p>> = Vec::with_capacity(places.len());
+        let mut of_place = Vec::with_capacity(places.len());
+        for place in places {
+            let index = &place.slot.index;
+            let held = latches.iter().position(|l| l.covers(index, place.hash));
+            of_place.push(match held {
+                Some(at) => at,
+                None => {
+                    let latch = index.latch(pinned.pin, place.hash).map_err(|_| Blocked::Busy)?;
+                    latches.push(latch);
+                    latches.len() - 1
+                }
+            });
+        }
+        Ok(Self { latches, of_place })
+    }
+
+    fn of(&mut self, place: usize) -> &mut Latch<'p> {
+        &mut self.latches[self.of_place[place]]
+    }
+
+    fn find_all<'a>(
+        &mut self,
+        pinned: &Pinned<'a>,
+        op: &'a Operation,
+        places: &[Place<'_>],
+    ) -> Result<Vec<Lookup<'a>>, Blocked> {
+        let mut lookups = Vec::with_capacity(places.len());
+        let mut missing: Vec<Address> = Vec::new();
+        for (i, place) in places.iter().enumerate() {
+            let first = self.of(i).address(place.hash, false);
+            match pinned.find(op, first, place.key) {
+                Ok(lookup) => lookups.push(lookup),
+                Err(address) => missing.push(address),
+            }
+        }
+        if missing.is_empty() { Ok(lookups) } else { Err(Blocked::Fetch(missing)) }
+    }
+}
+
+/// For each place the first one with the same key.
+pub(crate) fn first_places(places: &[Place<'_>]) -> Vec<usize> {
+    let mut first = std::collections::HashMap::with_capacity(places.len());
+    places
+        .iter()
+        .enumerate()
+        .map(|(i, p)| *first.entry((p.slot.number, p.key)).or_insert(i))
+        .collect()
+}
+
+/// Shows the closure what is there and takes its plan.
+pub(crate) fn decide<'v, R>(
+    pinned: &Pinned<'_>,
+    places: &[Place<'_>],
+    lookups: &[Lookup<'_>],
+    same: &[usize],
+    f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
+) -> (R, Vec<Option<Planned<'v>>>) {
+    let mut copies = vec![Vec::new(); places.len()];
+    let loaded: Vec<Option<Loaded<'_>>> =
+        lookups.iter().zip(&mut copies).map(|(lookup, copy)| lookup.load(copy)).collect();
+    let values: Vec<Option<Value<'_>>> = loaded
+        .iter()
+        .zip(lookups)
+        .map(|(loaded, lookup)| match (loaded, lookup.at) {
+            (Some(loaded), Some(located)) if !pinned.is_due(loaded.expires_at_ms) => {
+                Some(Value::new(located.record, loaded))
+            }
+            _ => None,
+        })
+        .collect();
+    let changes = (0..places.len()).map(|_| None).collect();
+    let mut many = Many { values: &values, same, changes };
+    let r = f(&mut many);
+    (r, many.changes)
+}
+
+/// What the plan means for what is there. A key that expired meanwhile is deleted.
+pub(crate) fn effects<'a>(
+    pinned: &Pinned<'_>,
+    lookups: &[Lookup<'_>],
+    changes: &'a [Option<Planned<'_>>],
+) -> Vec<Option<Effect<'a>>> {
+    let effect = |(lookup, planned): (&Lookup<'_>, &'a Option<Planned<'_>>)| {
+        let present = lookup.present();
+        let due = present.is_some_and(|l| pinned.is_due(l.record.expires_at_ms()));
+        let expired = || {
+            pinned.inner.log.counters.expired.fetch_add(u64::from(due), Ordering::Relaxed);
+            due.then_some(Effect::Delete)
+        };
+        match planned {
+            None | Some(Planned::Given(Change::Keep | Change::PutScratch { .. })) => expired(),
+            Some(Planned::Given(Change::Delete)) => present.map(|_| Effect::Delete),
+            Some(Planned::Given(Change::Expire(at))) => {
+                if due {
+                    expired()
+                } else {
+                    present.map(|_| Effect::Expire(*at))
+                }
+            }
+            Some(Planned::Given(Change::Put { value, expires_at_ms, encoding })) => {
+                let (expires_at_ms, encoding) = (*expires_at_ms, *encoding);
+                Some(Effect::Put { value, expires_at_ms, encoding })
+            }
+            Some(Planned::Owned { value, expires_at_ms, encoding }) => {
+                let (expires_at_ms, encoding) = (*expires_at_ms, *encoding);
+                Some(Effect::Put { value, expires_at_ms, encoding })
+            }
+        }
+    };
+    lookups.iter().zip(changes).map(effect).collect()
+}

@@ -1,0 +1,176 @@
+//! One command in flight: what it has fetched, what it waits for, and how it is called back.
+//!
+//! A command is run again from its start after each wait. It keeps what it fetched, by address,
+//! until it ends: nothing below `safe_read_only` changes, so a fetched record stays true.
+
+use crate::OperationError;
+use crate::log::Log;
+use crate::log::room::Grant;
+use crate::tier::raw::{Fetched, ReadFailure};
+use ferrite_index::Address;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The caller's name for one command in flight; comes back from [`crate::Session::ready`].
+pub type Token = u64;
+
+/// Why a call on [`crate::Inside`] did not finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// Call again with the same arguments and the same [`Operation`] once its token is ready.
+    /// Nothing was changed.
+    Pending,
+    /// It failed; nothing was changed.
+    Failed(OperationError),
+}
+
+impl From<OperationError> for Stop {
+    fn from(e: OperationError) -> Self {
+        Stop::Failed(e)
+    }
+}
+
+/// The state of one command across its tries. Empty ones cost nothing; one is used for one
+/// command and then [`Operation::clear`]ed or dropped.
+#[derive(Debug)]
+pub struct Operation {
+    token: Token,
+    state: Option<Box<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    fetched: Vec<Fetched>,
+    fetches: Option<Arc<Fetches>>,
+    waiting_for_room: Option<(Arc<Grant>, Arc<Log>)>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "State({} fetched)", self.fetched.len())
+    }
+}
+
+/// Device reads that were started for one operation.
+struct Fetches {
+    token: Token,
+    ready: Arc<ReadyQueue>,
+    inner: Mutex<FetchesInner>,
+}
+
+#[derive(Default)]
+struct FetchesInner {
+    outstanding: Vec<Address>,
+    arrived: Vec<Result<Fetched, ReadFailure>>,
+}
+
+impl Operation {
+    /// For the command that the caller calls `token`.
+    pub fn new(token: Token) -> Self {
+        Self { token, state: None }
+    }
+
+    /// Forgets what was fetched, for the next command (or slice of one) under the same token.
+    pub fn clear(&mut self) {
+        self.state = None;
+    }
+
+    /// Takes in what has arrived since the last try; adds granted room to `credit`.
+    pub(crate) fn begin(&mut self, credit: &mut u64) -> Result<(), Stop> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        if let Some((grant, _)) = state.waiting_for_room.take() {
+            *credit += grant.take();
+        }
+        let Some(fetches) = &state.fetches else { return Ok(()) };
+        let arrived = std::mem::take(&mut fetches.lock().arrived);
+        for result in arrived {
+            match result {
+                Ok(fetched) => state.fetched.push(fetched),
+                Err(e) => return Err(OperationError::Unreadable(e).into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A record that this operation has fetched.
+    pub(crate) fn fetched(&self, address: Address) -> Option<&Fetched> {
+        self.state.as_ref()?.fetched.iter().find(|f| f.address == address)
+    }
+
+    /// Keeps a record that was fetched for this operation otherwise.
+    pub(crate) fn keep(&mut self, fetched: Fetched) {
+        self.state.get_or_insert_default().fetched.push(fetched);
+    }
+
+    /// Starts the read of a record, unless it is on its way.
+    pub(crate) fn fetch(&mut self, address: Address, log: &Log, ready: &Arc<ReadyQueue>) {
+        let token = self.token;
+        let state = self.state.get_or_insert_default();
+        let fetches = state.fetches.get_or_insert_with(|| {
+            Arc::new(Fetches { token, ready: Arc::clone(ready), inner: Mutex::default() })
+        });
+        {
+            let mut inner = fetches.lock();
+            if inner.outstanding.contains(&address) {
+                return;
+            }
+            inner.outstanding.push(address);
+        }
+        let fetches = Arc::clone(fetches);
+        log.raw.fetch(address, Box::new(move |result| fetches.arrived(address, result)));
+    }
+
+    /// Joins the queue for `words` of room.
+    pub(crate) fn wait_for_room(&mut self, words: u64, log: &Arc<Log>, ready: &Arc<ReadyQueue>) {
+        let grant = log.room.join(words, self.token, ready);
+        self.state.get_or_insert_default().waiting_for_room = Some((grant, Arc::clone(log)));
+        log.wake();
+    }
+
+    /// Asks to be called again in the next round.
+    pub(crate) fn again_soon(&self, ready: &ReadyQueue) {
+        ready.push(self.token);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some((grant, log)) = self.waiting_for_room.take() {
+            log.tail.give_back(grant.take());
+        }
+    }
+}
+
+impl Fetches {
+    fn arrived(&self, address: Address, result: Result<Fetched, ReadFailure>) {
+        let mut inner = self.lock();
+        inner.outstanding.retain(|a| *a != address);
+        inner.arrived.push(result);
+        let last = inner.outstanding.is_empty();
+        drop(inner);
+        if last {
+            self.ready.push(self.token);
+        }
+    }
+    fn lock(&self) -> MutexGuard<'_, FetchesInner> {
+        self.inner.lock().expect("nothing panics under this lock")
+    }
+}
+
+/// Tokens of one session's operations that can go on, filled from any thread.
+pub(crate) struct ReadyQueue {
+    tokens: Mutex<Vec<Token>>,
+    notify: Box<dyn Fn() + Send + Sync>,
+}
+
+impl ReadyQueue {
+    pub fn new(notify: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { tokens: Mutex::default(), notify }
+    }
+    pub fn push(&self, token: Token) {
+        self.tokens.lock().expect("nothing panics under this lock").push(token);
+        (self.notify)();
+    }
+    pub fn drain(&self, into: &mut Vec<Token>) {
+        into.append(&mut self.tokens.lock().expect("nothing panics under this lock"));
+    }
+}

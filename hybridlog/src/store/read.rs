@@ -1,0 +1,142 @@
+//! Read: without a latch, in every region.
+//!
+//! The record is read and then the bucket is looked at again: while a multi-key command holds it,
+//! what was read may be half of that command's effect, and does not count.
+
+use super::find::Pinned;
+use super::operation::{Operation, Stop};
+use super::session::Inside;
+use super::tables::Database;
+use super::value::Value;
+use super::write::Blocked;
+use ferrite_index::{Address, Busy, SharedLatch};
+
+/// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
+const PATIENCE: u32 = 32;
+
+impl Inside<'_> {
+    /// Starts the device read that `read` of this key would need, and returns at once.
+    pub fn prefetch(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
+        let tables = &*self.tables;
+        let slot = tables.slot(db);
+        let hash = self.view.inner.secret.hash(key);
+        let pinned = self.view.pinned(&self.pin);
+        let Ok(probe) = slot.index.probe(pinned.pin, hash, false) else { return };
+        if let Some(address) = probe.address()
+            && pinned.is_live(address)
+            && pinned.resolve(op, address).is_none()
+        {
+            op.fetch(address, &pinned.inner.log, self.ready);
+        }
+    }
+
+    /// Reads one key. An expired one is absent (and is removed in passing).
+    pub fn read<R>(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        key: &[u8],
+        f: impl FnOnce(Option<Value<'_>>) -> R,
+    ) -> Result<R, Stop> {
+        op.begin(&mut self.credit)?;
+        let slot = std::sync::Arc::clone(self.tables.slot(db));
+        let hash = self.view.inner.secret.hash(key);
+        for _ in 0..PATIENCE {
+            let pinned = self.view.pinned(&self.pin);
+            let Ok(probe) = slot.index.probe(pinned.pin, hash, false) else { continue };
+            let lookup = match pinned.find(op, probe.address(), key) {
+                Ok(lookup) => lookup,
+                Err(missing) => return self.wait(op, Blocked::Fetch(vec![missing])),
+            };
+            let loaded = lookup.load(&mut self.scratch.value);
+            if !probe.still_open() {
+                continue;
+            }
+            let (Some(loaded), Some(located)) = (loaded, lookup.at) else { return Ok(f(None)) };
+            if pinned.is_due(loaded.expires_at_ms) {
+                let r = f(None);
+                self.remove_expired(op, db, key);
+                return Ok(r);
+            }
+            return Ok(f(Some(Value::new(located.record, &loaded))));
+        }
+        self.wait(op, Blocked::Busy)
+    }
+
+    /// Reads several keys of one database at one instant; `f` gets each key's position.
+    pub fn read_many(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        keys: &[&[u8]],
+        mut f: impl FnMut(usize, Option<Value<'_>>),
+    ) -> Result<(), Stop> {
+        op.begin(&mut self.credit)?;
+        let slot = std::sync::Arc::clone(self.tables.slot(db));
+        let pinned = self.view.pinned(&self.pin);
+        let secret = &pinned.inner.secret;
+        let latches: Result<Vec<SharedLatch<'_>>, Busy> =
+            keys.iter().map(|key| slot.index.latch_shared(pinned.pin, secret.hash(key))).collect();
+        let Ok(latches) = latches else { return self.wait(op, Blocked::Busy) };
+        let mut missing: Vec<Address> = Vec::new();
+        for (key, latch) in keys.iter().zip(&latches) {
+            let first = latch.address(secret.hash(key), false);
+            missing.extend(pinned.find(op, first, key).err());
+        }
+        if !missing.is_empty() {
+            drop(latches);
+            return self.wait(op, Blocked::Fetch(missing));
+        }
+        let mut expired = Vec::new();
+        for (i, (key, latch)) in keys.iter().zip(&latches).enumerate() {
+            let first = latch.address(secret.hash(key), false);
+            let lookup = pinned
+                .find(op, first, key)
+                .expect("found a moment ago, and the shared latch keeps writers out");
+            let loaded = lookup.load(&mut self.scratch.value);
+            match (loaded, lookup.at) {
+                (Some(loaded), Some(_)) if pinned.is_due(loaded.expires_at_ms) => {
+                    expired.push(i);
+                    f(i, None);
+                }
+                (Some(loaded), Some(located)) => {
+                    f(i, Some(Value::new(located.record, &loaded)));
+                }
+                _ => f(i, None),
+            }
+        }
+        drop(latches);
+        expired.into_iter().for_each(|i| self.remove_expired(op, db, keys[i]));
+        Ok(())
+    }
+
+    /// Removes a key that a reader found expired, if that takes no waiting.
+    fn remove_expired(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
+        let keep = &mut |_: Option<Value<'_>>, _: &mut Vec<u8>| (super::Change::Keep, ());
+        drop(self.try_update(op, db, key, keep));
+    }
+}
+
+impl Pinned<'_> {
+    /// Chain heads to visit on a walk: every key of the chains below them once, newest first.
+    pub fn chain(
+        &self,
+        op: &Operation,
+        first: Address,
+        into: &mut Vec<Address>,
+    ) -> Result<(), Address> {
+        let from = into.len();
+        let mut address = first;
+        while self.is_live(address) {
+            let record = self.resolve(op, address).ok_or(address)?;
+            let seen = into[from..]
+                .iter()
+                .any(|a| self.resolve(op, *a).is_some_and(|newer| newer.key() == record.key()));
+            if !seen {
+                into.push(address);
+            }
+            address = record.info().previous();
+        }
+        Ok(())
+    }
+}

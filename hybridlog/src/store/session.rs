@@ -1,0 +1,127 @@
+//! One thread's handle on the store, and the short stays inside.
+//!
+//! Inside means pinned: addresses stay valid, and no safepoint happens. Nothing in here waits
+//! for I/O, room or a latch beyond a short spin; what would have to leaves with
+//! [`Stop::Pending`].
+
+use super::find::View;
+use super::operation::{Operation, ReadyQueue, Stop, Token};
+use super::tables::Tables;
+use super::write::Blocked;
+use super::{Inner, Store};
+use ferrite_index::{Participant, Pin};
+use std::sync::Arc;
+
+/// One thread's handle on a store.
+pub struct Session {
+    inner: Arc<Inner>,
+    participant: Participant,
+    ready: Arc<ReadyQueue>,
+    tables: Arc<Tables>,
+    generation: u64,
+    scratch: Scratch,
+}
+
+/// Buffers that live as long as the session, so that the hot path allocates nothing.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// A consistent copy of an in-place value.
+    pub value: Vec<u8>,
+    /// What an update's closure makes.
+    pub out: Vec<u8>,
+    seed: u64,
+}
+
+impl Scratch {
+    /// A number that need not be unpredictable (splitmix64, Steele et al. 2014).
+    pub fn random(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+impl Session {
+    pub(crate) fn new(store: &Store, notify: Box<dyn Fn() + Send + Sync>) -> Self {
+        let inner = Arc::clone(store.inner());
+        let participant = inner
+            .log
+            .epoch
+            .register("session")
+            .expect("the store's limit of sessions is far above the server's of workers");
+        let (generation, tables) = inner.tables();
+        let seed = inner.now_ms() ^ (std::ptr::from_ref(&*tables) as u64) << 16;
+        Self {
+            inner,
+            participant,
+            ready: Arc::new(ReadyQueue::new(notify)),
+            tables,
+            generation,
+            scratch: Scratch { seed, ..Scratch::default() },
+        }
+    }
+
+    /// Goes inside for a batch of operations: at most some 64 commands or 20 µs. Waits while a
+    /// safepoint is taken. Never hold it across a wait.
+    pub fn enter(&mut self) -> Inside<'_> {
+        let Self { inner, participant, ready, tables, generation, scratch } = self;
+        let inner: &Arc<Inner> = inner;
+        let pin = participant.enter(&inner.gate);
+        if inner.generation() != *generation {
+            (*generation, *tables) = inner.tables();
+        }
+        let view = View::load(inner, &pin);
+        Inside { view, pin: Some(pin), inner, participant, tables, ready, scratch, credit: 0 }
+    }
+
+    /// Moves the tokens of operations that can go on to the end of `into`.
+    pub fn ready(&mut self, into: &mut Vec<Token>) {
+        self.ready.drain(into);
+    }
+}
+
+/// A session inside: pinned, so that addresses stay valid. Leaves on drop.
+pub struct Inside<'s> {
+    pub(crate) view: View<'s>,
+    /// `None` only while a command runs alone.
+    pub(crate) pin: Option<Pin<'s>>,
+    pub(crate) inner: &'s Arc<Inner>,
+    pub(crate) participant: &'s Participant,
+    pub(crate) tables: &'s Arc<Tables>,
+    pub(crate) ready: &'s Arc<ReadyQueue>,
+    pub(crate) scratch: &'s mut Scratch,
+    /// Room in the log that this stay may use, in words; given back before it leaves.
+    pub(crate) credit: u64,
+}
+
+impl Inside<'_> {
+    /// The batch's clock, in Unix milliseconds: one reading for all of its operations.
+    pub fn now_ms(&self) -> u64 {
+        self.view.now_ms
+    }
+
+    /// Arranges that the operation is called again once what blocks it may have passed.
+    pub(crate) fn wait<R>(&self, op: &mut Operation, blocked: Blocked) -> Result<R, Stop> {
+        let log = &self.inner.log;
+        match blocked {
+            Blocked::Busy => op.again_soon(self.ready),
+            Blocked::Fetch(missing) => {
+                missing.into_iter().for_each(|address| op.fetch(address, log, self.ready));
+            }
+            Blocked::Room(words) => op.wait_for_room(words, log, self.ready),
+            Blocked::Failed(e) => return Err(Stop::Failed(e)),
+        }
+        Err(Stop::Pending)
+    }
+
+    pub(crate) fn return_credit(&mut self) {
+        self.inner.log.tail.give_back(std::mem::take(&mut self.credit));
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.return_credit();
+    }
+}

@@ -1,0 +1,114 @@
+//! Walks over all keys, a bucket at a time, with SCAN's guarantee; and a random key.
+
+use super::operation::{Operation, Stop};
+use super::session::Inside;
+use super::tables::Database;
+use super::value::Value;
+use super::write::Blocked;
+use ferrite_index::Address;
+use std::sync::Arc;
+
+/// Random buckets tried before a sparse table is walked from a random place on.
+const RANDOM_TRIES: u32 = 64;
+
+impl Inside<'_> {
+    /// Visits the keys of one step of a walk and returns the next cursor, 0 at the end. Each key
+    /// that is there from the first call to the last is visited at least once, whatever is
+    /// written and however the index grows meanwhile (SCAN's guarantee).
+    pub fn walk(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        cursor: u64,
+        f: impl FnMut(Value<'_>),
+    ) -> Result<u64, Stop> {
+        op.begin(&mut self.credit)?;
+        let slot = Arc::clone(self.tables.slot(db));
+        let mut heads = Vec::new();
+        let next = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, |address, node| {
+            if !node {
+                heads.push(address);
+            }
+        });
+        self.visit_chains(op, &heads, f)?;
+        Ok(next)
+    }
+
+    /// A random key of the database, or `None` when it has none.
+    pub fn random_key<R>(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        f: impl FnOnce(Option<Value<'_>>) -> R,
+    ) -> Result<R, Stop> {
+        let slot = Arc::clone(self.tables.slot(db));
+        let mut cursor = 0;
+        for attempt in 0.. {
+            op.begin(&mut self.credit)?;
+            let mut heads = Vec::new();
+            let collect = |address, node: bool| {
+                if !node {
+                    heads.push(address);
+                }
+            };
+            if attempt < RANDOM_TRIES {
+                slot.index.sample(self.view.pinned(&self.pin).pin, self.scratch.random(), collect);
+            } else {
+                // A sparse table: go through all of it.
+                cursor = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, collect);
+            }
+            let mut found: Option<(Vec<u8>, usize)> = None;
+            let (pick, mut seen) = (self.scratch.random(), 0);
+            self.visit_chains(op, &heads, |value| {
+                seen += 1;
+                if pick.is_multiple_of(seen) || found.is_none() {
+                    found = Some((value.key.to_vec(), value.stored_bytes));
+                }
+            })?;
+            if let Some((key, stored_bytes)) = found {
+                let value = Value {
+                    key: &key,
+                    bytes: &[],
+                    expires_at_ms: None,
+                    encoding: 0,
+                    stored_bytes,
+                    idle_ms: 0,
+                };
+                return Ok(f(Some(value)));
+            }
+            if attempt >= RANDOM_TRIES && cursor == 0 {
+                break;
+            }
+        }
+        Ok(f(None))
+    }
+
+    /// Calls `f` for each key below these chain heads that is there and has not expired, once
+    /// every record is at hand.
+    fn visit_chains(
+        &mut self,
+        op: &mut Operation,
+        heads: &[Address],
+        mut f: impl FnMut(Value<'_>),
+    ) -> Result<(), Stop> {
+        let pinned = self.view.pinned(&self.pin);
+        let mut records = Vec::new();
+        let missing: Vec<Address> =
+            heads.iter().filter_map(|head| pinned.chain(op, *head, &mut records).err()).collect();
+        if !missing.is_empty() {
+            return self.wait(op, Blocked::Fetch(missing));
+        }
+        for address in records {
+            let record =
+                pinned.resolve(op, address).expect("resolved a moment ago, inside the same pin");
+            if record.info().is_tombstone() {
+                continue;
+            }
+            let loaded = record.load(&mut self.scratch.value);
+            if !pinned.is_due(loaded.expires_at_ms) {
+                f(Value::new(record, &loaded));
+            }
+        }
+        Ok(())
+    }
+}

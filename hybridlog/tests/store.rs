@@ -1,0 +1,254 @@
+//! The store on real files: every region, restarts, and rings so small that rare paths are common.
+
+use ferrite_hybridlog::{Change, Config, Database, OpenError, Store};
+use std::collections::HashMap;
+
+const DB: Database = Database(0);
+
+/// Two pages of memory, segments of four pages.
+fn tiny(directory: &std::path::Path) -> Config {
+    let mut config = Config::new(directory);
+    config.page_size = 4096;
+    config.segment_size = 4 * 4096;
+    config.mutable_size = 4096;
+    config.readonly_size = 4096;
+    config.block_cache_size = 0;
+    config
+}
+
+fn value(i: u64, version: u64) -> Vec<u8> {
+    let length = (i * 7 + version * 13) % 300;
+    format!("{i}:{version}:").into_bytes().into_iter().cycle().take(length as usize).collect()
+}
+
+fn increment(
+    old: Option<ferrite_hybridlog::Value<'_>>,
+    out: &mut Vec<u8>,
+) -> (Change<'static>, u64) {
+    let n = old.map_or(0, |v| {
+        std::str::from_utf8(v.bytes).expect("digits").parse::<u64>().expect("a number")
+    }) + 1;
+    out.extend_from_slice(n.to_string().as_bytes());
+    (Change::PutScratch { expires_at_ms: None, encoding: 0 }, n)
+}
+
+#[test]
+fn a_data_set_many_times_memory_reads_back_and_survives_a_checkpoint() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut model: HashMap<u64, Vec<u8>> = HashMap::new();
+    {
+        let store = Store::open(tiny(dir.path())).expect("opens");
+        let mut s = store.blocking_session();
+        for version in 0..3u64 {
+            for i in (0..2000u64).filter(|i| version == 0 || i % 3 == version) {
+                s.upsert(DB, &i.to_le_bytes(), &value(i, version)).expect("writes");
+                model.insert(i, value(i, version));
+            }
+        }
+        for i in (0..2000u64).step_by(10) {
+            assert!(s.delete(DB, &i.to_le_bytes()).expect("deletes"));
+            model.remove(&i);
+        }
+        for i in 0..2000u64 {
+            assert_eq!(s.read(DB, &i.to_le_bytes()).expect("reads"), model.get(&i).cloned(), "{i}");
+        }
+        assert!(store.stats().device_reads > 1000, "{:?}", store.stats());
+        assert_eq!(store.key_count(DB).0, model.len() as u64);
+        store.checkpoint().expect("checkpoints");
+        s.upsert(DB, b"after", b"the cut").expect("writes");
+    }
+    for round in 0..3u64 {
+        let store = Store::open(tiny(dir.path())).expect("opens again");
+        let mut s = store.blocking_session();
+        assert_eq!(store.recovery().keys, model.len() as u64);
+        assert_eq!(s.read(DB, b"after").expect("reads"), None, "nothing beyond the cut comes back");
+        for i in 0..2000u64 {
+            assert_eq!(s.read(DB, &i.to_le_bytes()).expect("reads"), model.get(&i).cloned(), "{i}");
+        }
+        for i in (round..2000).step_by(7) {
+            s.upsert(DB, &i.to_le_bytes(), &value(i, 9 + round)).expect("writes");
+            model.insert(i, value(i, 9 + round));
+        }
+        store.checkpoint().expect("checkpoints");
+    }
+}
+
+#[test]
+fn no_increment_is_lost_on_a_ring_of_two_pages_across_checkpoints() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let (threads, each, keys) = (4, 5000u64, 50u64);
+    std::thread::scope(|scope| {
+        for t in 0..threads {
+            let store = &store;
+            scope.spawn(move || {
+                let mut s = store.blocking_session();
+                for i in 0..each {
+                    let key = ((i * 31 + t) % keys).to_le_bytes();
+                    s.rmw(DB, &key, increment).expect("increments");
+                }
+            });
+        }
+        for _ in 0..10 {
+            store.checkpoint().expect("checkpoints");
+        }
+    });
+    let total = |store: &Store| {
+        let mut s = store.blocking_session();
+        (0..keys)
+            .filter_map(|k| s.read(DB, &k.to_le_bytes()).expect("reads"))
+            .map(|v| String::from_utf8(v).expect("digits").parse::<u64>().expect("a number"))
+            .sum::<u64>()
+    };
+    assert_eq!(total(&store), threads * each);
+    store.checkpoint().expect("checkpoints");
+    drop(store);
+    let store = Store::open(tiny(dir.path())).expect("opens again");
+    assert_eq!(total(&store), threads * each);
+}
+
+#[test]
+fn a_command_larger_than_the_ring_is_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let keys: Vec<Vec<u8>> = (0..40u64).map(|i| i.to_le_bytes().to_vec()).collect();
+    let places: Vec<(Database, &[u8])> = keys.iter().map(|k| (DB, k.as_slice())).collect();
+    std::thread::scope(|scope| {
+        for t in 0..3u8 {
+            let (store, places) = (&store, &places);
+            scope.spawn(move || {
+                let mut s = store.blocking_session();
+                for round in 0..30u8 {
+                    let value = vec![t * 30 + round; 700];
+                    s.run(|inside, op| {
+                        inside.update_many(op, places, |many| {
+                            for i in 0..places.len() {
+                                let value = value.clone();
+                                many.put_owned(i, value, None, 0);
+                            }
+                        })
+                    })
+                    .expect("writes");
+                }
+            });
+        }
+        let mut s = store.blocking_session();
+        for _ in 0..200 {
+            let mut seen: Vec<Option<Vec<u8>>> = vec![None; 40];
+            let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            s.run(|inside, op| {
+                inside.read_many(op, DB, &names, |i, v| seen[i] = v.map(|v| v.bytes.to_vec()))
+            })
+            .expect("reads");
+            assert!(seen.windows(2).all(|w| w[0] == w[1]), "half of a command was seen");
+        }
+    });
+}
+
+#[test]
+fn a_value_of_a_whole_page_goes_through_a_ring_of_two() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let limit = store.value_limit(8);
+    std::thread::scope(|scope| {
+        for t in 0..4u64 {
+            let store = &store;
+            scope.spawn(move || {
+                let mut s = store.blocking_session();
+                for i in 0..100u64 {
+                    let value = vec![t as u8; limit - (i as usize % 5) * 512];
+                    s.upsert(DB, &t.to_le_bytes(), &value).expect("writes");
+                    assert_eq!(s.read(DB, &t.to_le_bytes()).expect("reads"), Some(value));
+                }
+            });
+        }
+    });
+    let mut s = store.blocking_session();
+    assert!(s.upsert(DB, &[0; 8], &vec![0; limit + 1]).is_err());
+}
+
+#[test]
+fn expired_keys_are_absent_and_leave_without_being_asked_for() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let mut s = store.blocking_session();
+    let past = Some(1000);
+    for i in 0..500u64 {
+        let expires_at_ms = if i % 2 == 0 { past } else { None };
+        let put = Change::Put { value: b"soon gone, or not", expires_at_ms, encoding: 0 };
+        s.rmw(DB, &i.to_le_bytes(), |_, _| (put, ())).expect("writes");
+    }
+    for i in 0..500u64 {
+        let found = s.read(DB, &i.to_le_bytes()).expect("reads").is_some();
+        assert_eq!(found, i % 2 == 1, "{i}");
+    }
+    for _ in 0..2000 {
+        if store.key_count(DB) == (250, 0) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{:?} are left", store.key_count(DB));
+}
+
+#[test]
+fn flushed_and_swapped_databases_stay_so_after_a_restart() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    {
+        let store = Store::open(tiny(dir.path())).expect("opens");
+        let mut s = store.blocking_session();
+        for db in 0..3u8 {
+            for i in 0..100u64 {
+                s.upsert(Database(db), &i.to_le_bytes(), &[db; 50]).expect("writes");
+            }
+        }
+        store.checkpoint().expect("checkpoints");
+        store.flush_database(Database(1)).expect("flushes");
+        store.swap_databases(Database(0), Database(2)).expect("swaps");
+        s.upsert(Database(1), b"new", b"1").expect("writes");
+        store.checkpoint().expect("checkpoints");
+    }
+    let store = Store::open(tiny(dir.path())).expect("opens again");
+    let mut s = store.blocking_session();
+    let key = 5u64.to_le_bytes();
+    assert_eq!(s.read(Database(0), &key).expect("reads"), Some(vec![2; 50]));
+    assert_eq!(s.read(Database(2), &key).expect("reads"), Some(vec![0; 50]));
+    assert_eq!(s.read(Database(1), &key).expect("reads"), None);
+    assert_eq!(s.read(Database(1), b"new").expect("reads"), Some(b"1".to_vec()));
+    assert_eq!(store.key_count(Database(1)).0, 1);
+}
+
+#[test]
+fn a_second_store_on_one_directory_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let _store = Store::open(tiny(dir.path())).expect("opens");
+    let Err(second) = Store::open(tiny(dir.path())) else { panic!("it opened") };
+    assert!(matches!(second, OpenError::Locked { .. }), "{second}");
+    assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+}
+
+#[test]
+fn a_walk_meets_every_key_once_the_store_is_cold() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let mut s = store.blocking_session();
+    for i in 0..3000u64 {
+        s.upsert(DB, &i.to_le_bytes(), b"x").expect("writes");
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut cursor = 0;
+    loop {
+        let mut found = Vec::new();
+        cursor = s
+            .run(|inside, op| {
+                found.clear();
+                inside.walk(op, DB, cursor, |v| found.push(v.key.to_vec()))
+            })
+            .expect("walks");
+        seen.extend(found);
+        if cursor == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 3000);
+}
