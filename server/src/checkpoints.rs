@@ -5,7 +5,7 @@
 //! complete one valid and is told in INFO, in the metrics and in the log.
 
 use crate::context::unix_ms;
-use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Store};
+use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Stats, Store};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ impl Checkpoints {
             failed: 0,
             began: None,
             ended: None,
-            written_at_last: written(store, databases, 0),
+            written_at_last: written(store, &store.stats(), databases, 0),
         };
         Self { unseen_changes, state: Mutex::new(state), free: Condvar::new() }
     }
@@ -100,24 +100,23 @@ impl Checkpoints {
     }
     /// Writes since the last checkpoint (or the start). A write counts once for each record that
     /// it wrote, so the number can exceed Redis's.
-    pub fn changes_since_last(&self, store: &Store, databases: u16) -> u64 {
-        let now = self.written(store, databases);
+    pub fn changes_since_last(&self, store: &Store, stats: &Stats, databases: u16) -> u64 {
+        let now = self.written(store, stats, databases);
         let last = self.lock().written_at_last;
         // A key that expired writes nothing but is gone: it counts as one change.
         let changes = now.changes.saturating_sub(last.changes);
         if changes == 0 { u64::from(now != last) } else { changes }
     }
 
-    fn written(&self, store: &Store, databases: u16) -> Written {
-        written(store, databases, self.unseen_changes.load(Relaxed))
+    fn written(&self, store: &Store, stats: &Stats, databases: u16) -> Written {
+        written(store, stats, databases, self.unseen_changes.load(Relaxed))
     }
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn written(store: &Store, databases: u16, unseen: u64) -> Written {
-    let stats = store.stats();
+fn written(store: &Store, stats: &Stats, databases: u16, unseen: u64) -> Written {
     let number = |db: u16| Database(u8::try_from(db).expect("at most 256 databases"));
     let keys = (0..databases).map(|db| store.key_count(number(db)).0).sum();
     let changes = stats.appends.wrapping_add(stats.in_place_updates).wrapping_add(unseen);
@@ -133,7 +132,7 @@ pub struct Claim {
 impl Claim {
     /// Takes it. Blocks until it is durable; no batch may be held.
     pub fn take(self, store: &Store, databases: u16) -> Result<CheckpointReport, CheckpointError> {
-        let written = self.checkpoints.written(store, databases);
+        let written = self.checkpoints.written(store, &store.stats(), databases);
         let result = store.checkpoint();
         let mut state = self.checkpoints.lock();
         state.ended = Some(Instant::now());
@@ -213,10 +212,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(Config::new(directory.path())).expect("opened");
         let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
-        assert_eq!(all.changes_since_last(&store, 16), 0);
+        assert_eq!(all.changes_since_last(&store, &store.stats(), 16), 0);
         all.note_change();
-        assert_eq!(all.changes_since_last(&store, 16), 1);
+        assert_eq!(all.changes_since_last(&store, &store.stats(), 16), 1);
         all.claim().expect("free").take(&store, 16).expect("taken");
-        assert_eq!(all.changes_since_last(&store, 16), 0);
+        assert_eq!(all.changes_since_last(&store, &store.stats(), 16), 0);
     }
 }

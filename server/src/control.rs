@@ -94,7 +94,12 @@ fn is_due(context: &Context, ready: Instant) -> bool {
     let last = context.checkpoints.state().ended.unwrap_or(ready);
     settings.checkpoint_enabled
         && last.elapsed() >= settings.checkpoint_interval
-        && context.checkpoints.changes_since_last(&context.store, context.databases) > 0
+        && changed(context)
+}
+
+fn changed(context: &Context) -> bool {
+    let (store, databases) = (&context.store, context.databases);
+    context.checkpoints.changes_since_last(store, &store.stats(), databases) > 0
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::context::{Context, unix_ms};
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::Totals;
-use ferrite_hybridlog::Database;
+use ferrite_hybridlog::{Database, Stats};
 use std::fmt::{self, Display, Write as _};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -25,7 +25,7 @@ pub struct Section {
     pub title: &'static str,
     /// Whether INFO without arguments has it.
     pub default: bool,
-    write: fn(&Context, &mut Fields),
+    write: fn(&View<'_>, &mut Fields),
 }
 
 /// All sections in the order in which they are printed.
@@ -46,6 +46,13 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "keyspace", title: "Keyspace", default: true, write: keyspace },
 ];
 
+/// What the sections read: the store's numbers are taken once for all of them.
+struct View<'c> {
+    context: &'c Context,
+    stats: Stats,
+    totals: Totals,
+}
+
 /// The text of the sections that `words` name; none at all names the default ones. `default`,
 /// `all` and `everything` name several; what is unknown names nothing.
 pub fn render<'w>(context: &Context, words: impl IntoIterator<Item = &'w [u8]>) -> String {
@@ -62,10 +69,12 @@ pub fn render<'w>(context: &Context, words: impl IntoIterator<Item = &'w [u8]>) 
     if !any {
         SECTIONS.iter().zip(&mut wanted).for_each(|(section, wanted)| *wanted = section.default);
     }
+    let stats = context.store.stats();
+    let view = View { context, totals: Totals::since_reset(context, &stats), stats };
     let mut fields = Fields(String::with_capacity(4096));
     for (section, _) in SECTIONS.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
         fields.headline(section.title);
-        (section.write)(context, &mut fields);
+        (section.write)(&view, &mut fields);
     }
     fields.0
 }
@@ -121,7 +130,8 @@ fn ok_or_err<T>(error: &Option<T>) -> &'static str {
     if error.is_none() { "ok" } else { "err" }
 }
 
-fn server(context: &Context, to: &mut Fields) {
+fn server(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     let (facts, now_ms) = (&context.facts, unix_ms());
     let uptime = context.started.elapsed().as_secs();
     to.field("redis_version", REDIS_VERSION);
@@ -143,7 +153,8 @@ fn server(context: &Context, to: &mut Fields) {
     to.field("workers", context.workers.len());
 }
 
-fn clients(context: &Context, to: &mut Fields) {
+fn clients(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     let all = context.clients.list();
     let most = |f: fn(&crate::client::Shared) -> u64| all.iter().map(|c| f(c)).max().unwrap_or(0);
     to.field("connected_clients", all.len());
@@ -156,8 +167,9 @@ fn clients(context: &Context, to: &mut Fields) {
     to.field("clients_in_timeout_table", 0);
 }
 
-fn memory(context: &Context, to: &mut Fields) {
-    let usage = Usage::of(context);
+fn memory(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
+    let usage = Usage::of(context, &view.stats);
     let (budget, process) = (usage.budget, usage.process);
     let peak = context.rates.memory_peak(usage.used());
     to.bytes("used_memory", usage.used());
@@ -193,11 +205,13 @@ fn memory(context: &Context, to: &mut Fields) {
     to.field("memory_block_cache", usage.block_cache);
 }
 
-fn persistence(context: &Context, to: &mut Fields) {
+fn persistence(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     let checkpoints = context.checkpoints.state();
     let recovery = context.store.recovery();
     let in_progress = u8::from(context.checkpoints.in_progress());
-    let changes = context.checkpoints.changes_since_last(&context.store, context.databases);
+    let (store, databases) = (&context.store, context.databases);
+    let changes = context.checkpoints.changes_since_last(store, &view.stats, databases);
     let last_save_s = checkpoints.last_save_ms / 1000;
     let last_duration_s = seconds_or_none(checkpoints.last_duration);
     to.field("loading", 0);
@@ -242,11 +256,12 @@ fn persistence(context: &Context, to: &mut Fields) {
     to.field("recovery_duration_ms", recovery.duration.as_millis());
 }
 
-fn storage(context: &Context, to: &mut Fields) {
-    let stats = context.store.stats();
-    let settings = context.config.config();
-    to.field("storage_backend", "hybridlog");
+fn storage(view: &View<'_>, to: &mut Fields) {
+    let stats = &view.stats;
+    let settings = view.context.config.config();
+    to.field("storage_backend", settings.backend);
     to.field("storage_io", stats.io_kind);
+    to.field("storage_direct_reads", u8::from(stats.buffered_reads.is_none()));
     to.field("storage_readonly_window", stats.readonly_window);
     to.field("storage_writable", u8::from(stats.not_writable.is_none()));
     if let Some(why) = &stats.not_writable {
@@ -269,9 +284,8 @@ fn storage(context: &Context, to: &mut Fields) {
     to.field("safepoint_usec_max", stats.safepoint_us_max);
 }
 
-fn stats(context: &Context, to: &mut Fields) {
-    let totals = Totals::since_reset(context);
-    let rates = context.rates.now();
+fn stats(view: &View<'_>, to: &mut Fields) {
+    let (totals, rates) = (&view.totals, view.context.rates.now());
     to.field("total_connections_received", totals.connections);
     to.field("total_commands_processed", totals.commands);
     to.field("instantaneous_ops_per_sec", rates.commands_per_second);
@@ -294,7 +308,8 @@ fn stats(context: &Context, to: &mut Fields) {
     to.field("client_output_buffer_limit_disconnections", totals.output_limit_closed);
 }
 
-fn replication(context: &Context, to: &mut Fields) {
+fn replication(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     to.field("role", "master");
     to.field("connected_slaves", 0);
     to.field("master_failover_state", "no-failover");
@@ -308,7 +323,7 @@ fn replication(context: &Context, to: &mut Fields) {
     to.field("repl_backlog_histlen", 0);
 }
 
-fn cpu(_: &Context, to: &mut Fields) {
+fn cpu(_: &View<'_>, to: &mut Fields) {
     let cpu = process::cpu();
     to.field("used_cpu_sys", format_args!("{:.6}", cpu.system));
     to.field("used_cpu_user", format_args!("{:.6}", cpu.user));
@@ -316,9 +331,8 @@ fn cpu(_: &Context, to: &mut Fields) {
     to.field("used_cpu_user_children", "0.000000");
 }
 
-fn commandstats(context: &Context, to: &mut Fields) {
-    let totals = Totals::since_reset(context);
-    for (entry, n) in table().entries().iter().zip(&totals.by_command) {
+fn commandstats(view: &View<'_>, to: &mut Fields) {
+    for (entry, n) in table().entries().iter().zip(&view.totals.by_command) {
         if n.calls + n.failed + n.rejected == 0 {
             continue;
         }
@@ -332,7 +346,8 @@ fn commandstats(context: &Context, to: &mut Fields) {
     }
 }
 
-fn errorstats(context: &Context, to: &mut Fields) {
+fn errorstats(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     for (code, count) in context.errors.list() {
         // A code comes from a reply that went out as one line; anything odd in it is masked.
         let code = String::from_utf8_lossy(&code).replace([':', '\r', '\n'], "_");
@@ -340,11 +355,12 @@ fn errorstats(context: &Context, to: &mut Fields) {
     }
 }
 
-fn cluster(_: &Context, to: &mut Fields) {
+fn cluster(_: &View<'_>, to: &mut Fields) {
     to.field("cluster_enabled", 0);
 }
 
-fn keyspace(context: &Context, to: &mut Fields) {
+fn keyspace(view: &View<'_>, to: &mut Fields) {
+    let context = view.context;
     for db in 0..context.databases {
         let number = Database(u8::try_from(db).expect("at most 256 databases"));
         let (keys, expires) = context.store.key_count(number);

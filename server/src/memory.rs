@@ -5,6 +5,7 @@
 
 use crate::context::Context;
 use crate::process;
+use ferrite_hybridlog::Stats;
 
 /// What the program, its threads and its small tables may take, in bytes.
 pub const FIXED_BYTES: u64 = 48 << 20;
@@ -56,8 +57,7 @@ impl Budget {
 
 impl Usage {
     /// Memory now.
-    pub fn of(context: &Context) -> Self {
-        let stats = context.store.stats();
+    pub fn of(context: &Context, stats: &Stats) -> Self {
         let settings = &context.config.config().store;
         let sum =
             |f: fn(&crate::counters::WorkerCounters) -> u64| context.workers.iter().map(f).sum();

@@ -10,7 +10,7 @@ use crate::info::VERSION;
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::{CommandTotals, Totals};
-use ferrite_hybridlog::Database;
+use ferrite_hybridlog::{Database, Stats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text,
@@ -85,10 +85,13 @@ impl Collector for Scrape {
         })?;
         page.gauge("ferrite_ready", "1 once the data is recovered", u64::from(self.0.is_some()))?;
         let Some(context) = &self.0 else { return Ok(()) };
-        server(&mut page, context)?;
-        commands(&mut page, context)?;
-        memory(&mut page, context)?;
-        log(&mut page, context)?;
+        // Once a scrape: it reads the sizes of the store's files.
+        let stats = context.store.stats();
+        let totals = Totals::since_start(context, &stats);
+        server(&mut page, context, &totals)?;
+        commands(&mut page, &totals)?;
+        memory(&mut page, &Usage::of(context, &stats))?;
+        log(&mut page, &stats)?;
         checkpoints(&mut page, context)?;
         keys(&mut page, context)
     }
@@ -127,8 +130,8 @@ impl Family<'_> {
     }
 }
 
-fn server(page: &mut Page<'_>, context: &Context) -> fmt::Result {
-    let (totals, cpu) = (Totals::since_start(context), process::cpu());
+fn server(page: &mut Page<'_>, context: &Context, totals: &Totals) -> fmt::Result {
+    let cpu = process::cpu();
     let uptime = context.started.elapsed().as_secs_f64();
     page.gauge("ferrite_uptime_seconds", "Time since the start", uptime)?;
     page.counter("ferrite_cpu_user_seconds", "CPU time in the program", cpu.user)?;
@@ -152,8 +155,7 @@ fn server(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.counter("ferrite_expired_keys", "Keys removed by their expiry", totals.expired_keys)
 }
 
-fn commands(page: &mut Page<'_>, context: &Context) -> fmt::Result {
-    let totals = Totals::since_start(context);
+fn commands(page: &mut Page<'_>, totals: &Totals) -> fmt::Result {
     page.counter("ferrite_commands", "Commands run", totals.commands)?;
     let used = || {
         let entries = table().entries().iter().zip(&totals.by_command);
@@ -176,8 +178,7 @@ fn commands(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     })
 }
 
-fn memory(page: &mut Page<'_>, context: &Context) -> fmt::Result {
-    let usage = Usage::of(context);
+fn memory(page: &mut Page<'_>, usage: &Usage) -> fmt::Result {
     let (budget, process) = (usage.budget, usage.process);
     page.gauge("ferrite_memory_used_bytes", "Anonymous and locked memory", usage.used())?;
     page.gauge("ferrite_memory_resident_bytes", "Resident memory", process.resident)?;
@@ -202,8 +203,7 @@ fn memory(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.gauge("ferrite_block_cache_bytes", "Memory of the block cache", usage.block_cache)
 }
 
-fn log(page: &mut Page<'_>, context: &Context) -> fmt::Result {
-    let stats = context.store.stats();
+fn log(page: &mut Page<'_>, stats: &Stats) -> fmt::Result {
     let help = "The log's boundaries, as positions in it";
     page.family("ferrite_log_address_bytes", help, MetricType::Gauge, |family| {
         for (boundary, address) in [

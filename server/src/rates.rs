@@ -37,8 +37,9 @@ pub struct Rate {
 impl Rates {
     /// Takes a sample.
     pub fn sample(&self, context: &Context) {
-        let totals = Totals::since_start(context);
-        self.memory_peak(Usage::of(context).used());
+        let stats = context.store.stats();
+        let totals = Totals::since_start(context, &stats);
+        self.memory_peak(Usage::of(context, &stats).used());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if let Some(seconds) = last.at.map(|at| (now - at).as_secs_f64()).filter(|s| *s > 0.0) {

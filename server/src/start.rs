@@ -3,6 +3,7 @@
 use crate::config::{Config, ConfigError, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
+use crate::logging;
 use crate::memory::Usage;
 use ferrite_hybridlog::{OpenError, Store};
 use std::fs;
@@ -43,6 +44,16 @@ pub enum StartError {
     /// No thread could be made.
     #[error("cannot start a thread: {}; raise the limit of processes (ulimit -u)", reason(.0))]
     Thread(io::Error),
+}
+
+/// Starts the log.
+pub fn log(config: &Config) -> Result<logging::Level, StartError> {
+    logging::start(&config.logging).map_err(|source| StartError::File {
+        action: "write the log file",
+        path: config.logging.file.clone().unwrap_or_default(),
+        setting: "logging.file",
+        source,
+    })
 }
 
 /// Makes the data directory and answers its absolute path.
@@ -102,13 +113,18 @@ pub fn tell_configuration(loaded: &Loaded) {
 /// Tells what was found and chosen.
 pub fn tell_store(context: &Context) {
     let (recovery, stats) = (context.store.recovery(), context.store.stats());
-    let backend = if context.config.config().store.spill { "hybridlog" } else { "memory" };
+    let backend = context.config.config().backend;
     tracing::info!("data directory {}", context.facts.data_dir.display());
-    tracing::info!(
-        "backend {backend}, file I/O {}, read-only window {}",
-        stats.io_kind,
-        stats.readonly_window
-    );
+    let io = match &stats.io_fallback {
+        Some(why) => format!("{} ({why})", stats.io_kind),
+        None => stats.io_kind.to_owned(),
+    };
+    let reads = match &stats.buffered_reads {
+        Some(why) => format!("through the page cache ({why})"),
+        None => "direct".to_owned(),
+    };
+    let window = stats.readonly_window;
+    tracing::info!("backend {backend}, file I/O {io}, reads {reads}, read-only window {window}");
     let ms = recovery.duration.as_secs_f64() * 1000.0;
     match recovery.checkpoint {
         Some(number) => tracing::info!(
@@ -117,7 +133,7 @@ pub fn tell_store(context: &Context) {
         ),
         None => tracing::info!("recovered 0 keys in {ms:.1} ms: there is no checkpoint"),
     }
-    let budget = Usage::of(context).budget;
+    let budget = Usage::of(context, &stats).budget;
     tracing::info!(
         "memory budget {} MiB: mutable {}, read-only {}, block cache {}, index {} (so far), \
          buffers as needed, other {}",
@@ -128,6 +144,13 @@ pub fn tell_store(context: &Context) {
         budget.index >> 20,
         crate::memory::FIXED_BYTES >> 20
     );
+}
+
+/// Tells where the metrics are.
+pub fn tell_metrics(listeners: &[TcpListener]) {
+    for address in listeners.iter().filter_map(|l| l.local_addr().ok()) {
+        tracing::info!("metrics on http://{address}/metrics, health on http://{address}/health");
+    }
 }
 
 /// Tells where the server listens, and that nobody is asked for a password.

@@ -6,6 +6,7 @@
 use crate::commands::table;
 use crate::context::Context;
 use crate::counters::Counter;
+use ferrite_hybridlog::Stats;
 use std::sync::{Mutex, PoisonError};
 
 /// Sums of counters.
@@ -64,14 +65,13 @@ pub struct Baseline(Mutex<Totals>);
 
 impl Totals {
     /// Since the last reset.
-    pub fn since_reset(context: &Context) -> Self {
-        let now = Self::since_start(context);
+    pub fn since_reset(context: &Context, stats: &Stats) -> Self {
+        let now = Self::since_start(context, stats);
         now.minus(&context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Since the start.
-    pub fn since_start(context: &Context) -> Self {
-        let stats = context.store.stats();
+    pub fn since_start(context: &Context, stats: &Stats) -> Self {
         let mut sums = Self {
             expired_keys: stats.expired_keys,
             device_reads: stats.device_reads,
@@ -105,7 +105,7 @@ impl Totals {
 
     /// CONFIG RESETSTAT: later totals count from here.
     pub fn reset(context: &Context) {
-        let now = Self::since_start(context);
+        let now = Self::since_start(context, &context.store.stats());
         *context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
         context.errors.reset();
     }
@@ -146,16 +146,17 @@ mod tests {
     #[test]
     fn a_reset_counts_from_zero_and_loses_nothing() {
         let bench = Bench::new();
+        let stats = bench.context.store.stats();
         let worker = &bench.context.workers[0];
         worker.commands.add(3);
         worker.by_command[0].calls.add(2);
-        assert_eq!(Totals::since_reset(&bench.context).commands, 3);
+        assert_eq!(Totals::since_reset(&bench.context, &stats).commands, 3);
         Totals::reset(&bench.context);
-        assert_eq!(Totals::since_reset(&bench.context).commands, 0);
+        assert_eq!(Totals::since_reset(&bench.context, &stats).commands, 0);
         worker.commands.add(1);
         worker.by_command[0].calls.add(5);
-        let now = Totals::since_reset(&bench.context);
+        let now = Totals::since_reset(&bench.context, &stats);
         assert_eq!((now.commands, now.by_command[0].calls), (1, 5));
-        assert_eq!(Totals::since_start(&bench.context).commands, 4);
+        assert_eq!(Totals::since_start(&bench.context, &stats).commands, 4);
     }
 }

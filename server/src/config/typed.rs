@@ -15,6 +15,8 @@ pub struct Config {
     pub server: ServerSettings,
     /// `[storage]`, as the store takes it. The directory is as written, not made absolute.
     pub store: ferrite_hybridlog::Config,
+    /// `hybridlog`, all there is so far.
+    pub backend: &'static str,
     /// `[persistence]`
     pub persistence: Persistence,
     /// `[metrics]`
@@ -108,6 +110,7 @@ impl Config {
         let config = Self {
             server: server(read),
             store: store(read)?,
+            backend: read.choice("storage.backend"),
             persistence: Persistence {
                 checkpoint_enabled: read.flag("persistence.checkpoint_enabled"),
                 checkpoint_interval: read.duration("persistence.checkpoint_interval"),
