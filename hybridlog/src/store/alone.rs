@@ -117,7 +117,7 @@ impl<'s> Inside<'s> {
         let same = first_places(places);
         let (r, mut changes) = decide(&pinned, places, &lookups, &same, f);
         let wanted: Vec<bool> =
-            effects(&pinned, &lookups, &changes).iter().map(Option::is_some).collect();
+            effects(&pinned, &lookups, &changes, &same).iter().map(Option::is_some).collect();
         if wanted.iter().any(|w| *w)
             && let Some(reason) = self.inner.log.health.refusal()
         {

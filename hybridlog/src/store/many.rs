@@ -110,7 +110,7 @@ impl Inside<'_> {
         let lookups = latches.find_all(&pinned, op, places)?;
         let same = first_places(places);
         let (r, changes) = decide(&pinned, places, &lookups, &same, f);
-        let effects = effects(&pinned, &lookups, &changes);
+        let effects = effects(&pinned, &lookups, &changes, &same);
         let changed: Vec<usize> = (0..places.len()).filter(|i| effects[*i].is_some()).collect();
         if changed.is_empty() {
             return Ok(r);
@@ -240,13 +240,20 @@ pub(crate) fn decide<'v, R>(
     (r, many.changes)
 }
 
-/// What the plan means for what is there. A key that expired meanwhile is deleted.
+/// What the plan means for what is there. A key that expired meanwhile is deleted. A key that
+/// stands more than once is changed at its first place (`same`), where its plan lies: its other
+/// places must not expire what the first one has just written.
 pub(crate) fn effects<'a>(
     pinned: &Pinned<'_>,
     lookups: &[Lookup<'_>],
     changes: &'a [Option<Planned<'_>>],
+    same: &[usize],
 ) -> Vec<Option<Effect<'a>>> {
-    let effect = |(lookup, planned): (&Lookup<'_>, &'a Option<Planned<'_>>)| {
+    let effect = |i: usize| {
+        if same[i] != i {
+            return None;
+        }
+        let (lookup, planned) = (&lookups[i], &changes[i]);
         let present = lookup.present();
         let due = present.is_some_and(|l| pinned.is_due(l.record.expires_at_ms()));
         let expired = || {
@@ -273,5 +280,5 @@ pub(crate) fn effects<'a>(
             }
         }
     };
-    lookups.iter().zip(changes).map(effect).collect()
+    (0..lookups.len()).map(effect).collect()
 }

@@ -185,6 +185,24 @@ fn many_keys_at_once() {
     ]);
 }
 
+/// The second place of the key once removed it as expired, after the first had written it.
+#[test]
+fn an_expired_key_that_stands_twice_is_written_once() {
+    check(&[
+        ("SET a 1 EXAT 1", "+OK"),
+        ("MSET a 2 a 3", "+OK"),
+        ("GET a", "$1\r\n3"),
+        ("DBSIZE", ":1"),
+        ("SET a 1 EXAT 1", "+OK"),
+        ("MSETNX a 2 b 2 a 3", ":1"),
+        ("MGET a b", "*2\r\n$1\r\n3\r\n$1\r\n2"),
+        ("DBSIZE", ":2"),
+        ("SET a 1 EXAT 1", "+OK"),
+        ("DEL a a b b", ":1"),
+        ("DBSIZE", ":0"),
+    ]);
+}
+
 #[test]
 fn lcs_in_all_its_forms() {
     check(&[
