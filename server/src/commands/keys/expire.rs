@@ -90,10 +90,11 @@ impl Condition {
     }
 }
 
-/// The option is shown as far as C prints it: up to a zero byte.
+/// The option is shown as far as C prints it, up to a zero byte, and without line ends behind it.
 fn unsupported(word: &[u8]) -> ErrorReply {
     let shown = word.split(|byte| *byte == 0).next().unwrap_or_default();
-    ErrorReply::owned([b"ERR Unsupported option ", shown].concat())
+    let end = shown.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |i| i + 1);
+    ErrorReply::owned([b"ERR Unsupported option ", &shown[..end]].concat())
 }
 
 pub(super) fn ttl(call: &mut Call<'_, '_>) -> Outcome {

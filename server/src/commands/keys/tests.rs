@@ -110,6 +110,8 @@ fn expire_changes_the_keys_that_its_options_name() {
         ),
         ("EXPIRE a 1 GT LT", "-ERR GT and LT options at the same time are not compatible"),
         ("EXPIRE a x FOO", "-ERR Unsupported option FOO"),
+        ("EXPIRE a x F\r\nO\r\n", "-ERR Unsupported option F  O"),
+        ("EXPIRE a x F\0O", "-ERR Unsupported option F"),
         ("EXPIRE a x", NO_INTEGER),
         ("EXPIRE a 9223372036854775807", "-ERR invalid expire time in 'expire' command"),
         ("PEXPIRE a 9223372036854775807", "-ERR invalid expire time in 'pexpire' command"),
