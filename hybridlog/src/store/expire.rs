@@ -86,7 +86,7 @@ impl ExpiryCycle {
         while page < log.tail.load() {
             let now = self.inner.now_ms();
             let earliest = log.page_expiry(page);
-            if earliest.load(Ordering::Relaxed) <= now {
+            if earliest.load(Ordering::Relaxed) < now {
                 // Forget, look, and note again what stays: a write meanwhile notes its own.
                 earliest.store(u64::MAX, Ordering::Relaxed);
                 self.page_in_memory(page, now);
@@ -153,7 +153,7 @@ impl ExpiryCycle {
             let mut cold =
                 self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
             cold.retain(|page, _| *page >= begin);
-            cold.iter().find(|(_, earliest)| **earliest <= now).map(|(page, _)| *page)
+            cold.iter().find(|(_, earliest)| **earliest < now).map(|(page, _)| *page)
         };
         let Some(page) = page else { return };
         let log = Arc::clone(&self.inner.log);
@@ -164,7 +164,7 @@ impl ExpiryCycle {
             Ok(buffer) => {
                 // Damage shows where the record is read for a client.
                 drop(records_of(&buffer, page, |_, record| match record.expires_at_ms() {
-                    Some(at) if at <= now => due.push(key_of(&record)),
+                    Some(at) if at < now => due.push(key_of(&record)),
                     Some(at) => earliest = earliest.min(at),
                     None => {}
                 }));
@@ -221,7 +221,7 @@ fn collect(log: &crate::log::Log, at: u64, record: &RecordRef<'_>, now: u64, due
         return;
     }
     match record.expires_at_ms() {
-        Some(expiry) if expiry <= now => due.push(key_of(record)),
+        Some(expiry) if expiry < now => due.push(key_of(record)),
         Some(expiry) => log.note_expiry(at, expiry),
         None => {}
     }

@@ -108,9 +108,9 @@ impl<'p> Pinned<'p> {
         Ok(Lookup { at: None })
     }
 
-    /// Whether an expiry has come.
+    /// Whether an expiry has passed. In its last millisecond the key is still there, as in Redis.
     pub fn is_due(&self, expires_at_ms: Option<u64>) -> bool {
-        expires_at_ms.is_some_and(|at| at <= self.now_ms)
+        expires_at_ms.is_some_and(|at| at < self.now_ms)
     }
 }
 
