@@ -19,6 +19,7 @@ use crate::commands::args::Args;
 use crate::commands::{self, Call, Entry, OutsideCall, Ran, Run, table};
 use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
+use crate::limits::Limits;
 use crate::resp::{Bounds, Decoded, Decoder, Range, Reply};
 use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
@@ -32,6 +33,8 @@ const BATCH: usize = 64;
 const ROUND: usize = 1024;
 /// Commands behind a waiting one that are looked at.
 const LOOK_AHEAD: usize = 256;
+/// Bytes of replies at which they are sent before more commands run.
+const SEND_AT: usize = 64 * 1024;
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 65_535;
 
@@ -67,6 +70,10 @@ pub struct Connection {
     /// Commands before `frame` that have not run; the first is the one to run.
     queue: VecDeque<Queued>,
     waiting: Waiting,
+    /// What the last run asked for.
+    next: Next,
+    /// Since when none of the unsent replies was taken, in Unix milliseconds.
+    stalled_since_ms: Option<u64>,
     /// The peer sends no more.
     ended: bool,
     output: Vec<u8>,
@@ -121,6 +128,8 @@ impl Connection {
             decoded: false,
             queue: VecDeque::new(),
             waiting: Waiting::No,
+            next: Next::Read,
+            stalled_since_ms: None,
             ended: false,
             output: Vec::new(),
             sent: 0,
@@ -159,9 +168,13 @@ impl Connection {
     /// The first `n` unsent bytes are on their way.
     pub fn sent(&mut self, n: usize) {
         self.sent += n;
+        self.stalled_since_ms = None;
         debug_assert!(self.sent <= self.output.len());
         if self.sent == self.output.len() {
             self.output.clear();
+            self.sent = 0;
+        } else if self.sent > self.output.len() / 2 && self.sent > SEND_AT {
+            self.output.drain(..self.sent);
             self.sent = 0;
         }
     }
@@ -219,25 +232,46 @@ impl Connection {
         self.output.extend_from_slice(reply);
         self.apply_reply_mode(begun);
     }
-    /// Whether a command waits for the store or for a job.
-    pub fn is_waiting(&self) -> bool {
-        self.waiting != Waiting::No
+    /// Whether all that was read is answered and sent; a command that waits for a job counts as
+    /// answered.
+    pub fn is_quiet(&self) -> bool {
+        let rests = matches!(self.next, Next::Read | Next::Close | Next::Abort);
+        (self.waiting == Waiting::ForJob || rests) && self.unsent().is_empty()
     }
-    /// Runs what can run and says what is needed next.
-    pub fn run(&mut self, session: &mut Session, host: &mut Host, spare: &mut Spare) -> Next {
+    /// Whether the client was silent, or took none of its replies, for longer than it may.
+    pub fn is_late(&mut self, now_ms: u64, limits: &Limits) -> bool {
+        let (idle_s, stall_s) = (limits.idle_timeout_s.get(), limits.output_stall_s.get());
+        if !self.unsent().is_empty() {
+            let since = *self.stalled_since_ms.get_or_insert(now_ms);
+            return stall_s > 0 && now_ms.saturating_sub(since) > stall_s * 1000;
+        }
+        let active_at_ms = self.client.shared.active_at_ms.load(Relaxed);
+        let idle = now_ms.saturating_sub(active_at_ms) > idle_s * 1000;
+        idle_s > 0 && idle && self.waiting == Waiting::No
+    }
+    /// Runs what can run and says what is needed next. `blocked`: the socket took not all of the
+    /// replies when they were last offered; then commands run up to the limit of unsent bytes.
+    pub fn run(
+        &mut self,
+        session: &mut Session,
+        host: &mut Host,
+        spare: &mut Spare,
+        blocked: bool,
+    ) -> Next {
         if self.waiting != Waiting::No {
+            self.next = Next::Wait;
             return Next::Wait;
         }
         if self.output.capacity() == 0 {
             self.output = std::mem::take(&mut spare.output);
         }
-        let next = self.run_round(session, host);
+        self.next = self.run_round(session, host, blocked);
         host.end_round(&self.client);
-        next
+        self.next
     }
 
-    fn run_round(&mut self, session: &mut Session, host: &mut Host) -> Next {
-        let limits = Round::new(host);
+    fn run_round(&mut self, session: &mut Session, host: &mut Host, blocked: bool) -> Next {
+        let limits = Round::new(host, blocked);
         let mut left = ROUND;
         while let Some(entry) = self.load(host, &limits) {
             let Run::Inside(_) = entry.spec.run else {
@@ -600,14 +634,15 @@ struct Round {
 }
 
 impl Round {
-    fn new(host: &Host) -> Self {
+    fn new(host: &Host, blocked: bool) -> Self {
         let limits = &host.context.limits;
+        let pause = limits.output_pause.get() as usize;
         Self {
             bounds: Bounds {
                 bulk_max: limits.bulk_max.get(),
                 value_max: host.context.store.value_limit(0) as u64,
             },
-            output_pause: limits.output_pause.get() as usize,
+            output_pause: if blocked { pause } else { pause.min(SEND_AT) },
             output_max: limits.output_max.get(),
             query_buffer_max: limits.query_buffer_max.get().min(QUERY_BUFFER_MAX),
         }

@@ -5,12 +5,14 @@ use crate::client::Clients;
 use crate::config::{Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
+use crate::lifecycle::Lifecycle;
 use crate::limits::Limits;
 use crate::rates::Rates;
 use crate::totals::Baseline;
+use crate::worker::Mailbox;
 use ferrite_hybridlog::Store;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// One server: its store, its clients, its counters. Shared by all of its threads.
@@ -39,6 +41,10 @@ pub struct Context {
     pub rates: Rates,
     /// The counters at the last CONFIG RESETSTAT.
     pub baseline: Baseline,
+    /// The way to each worker. Set when the server starts.
+    pub mailboxes: OnceLock<Vec<Arc<Mailbox>>>,
+    /// How the server comes to its end.
+    pub lifecycle: Lifecycle,
 }
 
 impl Context {
@@ -56,6 +62,8 @@ impl Context {
             started: Instant::now(),
             config: Live::default(),
             facts: Facts::new(PathBuf::new()),
+            mailboxes: OnceLock::new(),
+            lifecycle: Lifecycle::default(),
             rates: Rates::default(),
             baseline: Baseline::default(),
         }

@@ -60,7 +60,7 @@ impl Default for Limits {
             tcp_keepalive_s: Limit::new(300),
             bulk_max: Limit::new(512 << 20),
             query_buffer_max: Limit::new(1 << 30),
-            output_pause: Limit::new(1 << 20),
+            output_pause: Limit::new(64 << 20),
             output_max: Limit::new(0),
             output_stall_s: Limit::new(300),
         }

@@ -7,6 +7,7 @@ use crate::connection::{Connection, Next, Spare, slot_of};
 use crate::context::Context;
 use crate::counters::{ErrorTally, WorkerCounters};
 use crate::resp::Reply;
+use crate::transport::Accepted;
 use ferrite_hybridlog::{Session, Token};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -60,6 +61,23 @@ pub enum Message {
         /// What the job wrote.
         reply: Vec<u8>,
     },
+    /// A client of this worker's.
+    Accepted(Accepted),
+    /// Let every connection look around: whether it may read has changed.
+    WakeAll,
+    /// Tell in [`WorkerCounters::quiet`] whether all that was read is answered.
+    Report(u64),
+    /// Drop all connections and end.
+    Stop,
+}
+
+/// What the mailbox held for the transport.
+#[derive(Default)]
+pub struct Received {
+    /// Clients to be served.
+    pub accepted: Vec<Accepted>,
+    /// The worker is to end.
+    pub stop: bool,
 }
 
 impl Mailbox {
@@ -134,15 +152,32 @@ impl Worker {
         self.host.counters().output_bytes.add(n as u64);
         self.connection(slot).sent(n);
     }
-    /// Lets a connection run what it can.
-    pub fn advance(&mut self, slot: u32) -> Next {
+    /// Lets a connection run what it can. `blocked`: its socket takes no more replies now.
+    pub fn advance(&mut self, slot: u32, blocked: bool) -> Next {
         let Self { host, session, spare, connections, .. } = self;
         let connection = connections[slot as usize].as_mut();
-        let connection = connection.expect("the transport closes a slot once");
-        if connection.client.shared.kill.load(Relaxed) {
-            return Next::Abort;
+        connection.expect("the transport closes a slot once").run(session, host, spare, blocked)
+    }
+    /// Whether the connection is to be closed whatever it does.
+    pub fn is_killed(&mut self, slot: u32) -> bool {
+        self.connection(slot).client.shared.kill.load(Relaxed)
+    }
+    /// Whether anything may be read from sockets: not while the server comes to rest.
+    pub fn may_read(&self) -> bool {
+        !self.host.context.lifecycle.is_resting()
+    }
+    /// Marks clients that were silent, or took no reply, for too long; returns their slots.
+    pub fn sweep(&mut self, now_ms: u64) -> Vec<u32> {
+        let limits = &self.host.context.limits;
+        let mut late = Vec::new();
+        for (slot, connection) in (0..).zip(&mut self.connections) {
+            let Some(connection) = connection else { continue };
+            if connection.is_late(now_ms, limits) {
+                connection.client.shared.kill.store(true, Relaxed);
+                late.push(slot);
+            }
         }
-        connection.run(session, host, spare)
+        late
     }
     /// The connection's turn is over: it gives back what it was lent.
     pub fn pause(&mut self, slot: u32) {
@@ -153,7 +188,7 @@ impl Worker {
     }
     /// Takes up what the store and other threads have to say, and calls `wake` for each slot whose
     /// connection can go on.
-    pub fn receive(&mut self, mut wake: impl FnMut(u32)) {
+    pub fn receive(&mut self, mut wake: impl FnMut(u32)) -> Received {
         self.session.ready(&mut self.ready);
         for token in self.ready.drain(..) {
             let connection = self.connections.get_mut(slot_of(token) as usize);
@@ -163,22 +198,38 @@ impl Worker {
                 wake(slot_of(token));
             }
         }
+        let mut received = Received::default();
         for message in self.host.mailbox.take() {
-            let (slot, id) = match message {
-                Message::Kill { slot, id } | Message::JobDone { slot, id, .. } => (slot, id),
-            };
-            let Some(Some(connection)) = self.connections.get_mut(slot as usize) else { continue };
-            if connection.client.id() != id {
-                continue;
+            match message {
+                Message::Kill { slot, id } => {
+                    if self.client(slot, id).is_some() {
+                        wake(slot);
+                    }
+                }
+                Message::JobDone { slot, id, reply } => {
+                    if let Some(connection) = self.client(slot, id) {
+                        connection.finish_job(&reply);
+                        wake(slot);
+                    }
+                }
+                Message::Accepted(accepted) => received.accepted.push(accepted),
+                Message::WakeAll => self.open_slots().for_each(&mut wake),
+                Message::Report(number) => {
+                    if self.connections.iter().flatten().all(Connection::is_quiet) {
+                        self.host.counters().quiet.set(number);
+                    }
+                }
+                Message::Stop => received.stop = true,
             }
-            if let Message::JobDone { reply, .. } = message {
-                connection.finish_job(&reply);
-            }
-            wake(slot);
         }
+        received
     }
-    /// Open slots.
-    pub fn slots(&self) -> impl Iterator<Item = u32> {
+    /// The connection in that slot if it is still that client's.
+    fn client(&mut self, slot: u32, id: u64) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(slot as usize)?.as_mut();
+        connection.filter(|connection| connection.client.id() == id)
+    }
+    fn open_slots(&self) -> impl Iterator<Item = u32> {
         (0..).zip(&self.connections).filter(|(_, c)| c.is_some()).map(|(slot, _)| slot)
     }
 }

@@ -42,7 +42,7 @@ impl Wire {
     fn settle(&mut self) -> (Next, Vec<u8>) {
         let mut replies = Vec::new();
         loop {
-            let next = self.worker.advance(self.slot);
+            let next = self.worker.advance(self.slot, false);
             if next != Next::Flush {
                 replies.extend_from_slice(self.worker.connection(self.slot).unsent());
                 let n = self.worker.connection(self.slot).unsent().len();
@@ -50,7 +50,7 @@ impl Wire {
             }
             self.worker.pause(self.slot);
             match next {
-                Next::Wait => self.worker.receive(|_| {}),
+                Next::Wait => drop(self.worker.receive(|_| {})),
                 Next::Again => {}
                 other => return (other, replies),
             }
@@ -106,7 +106,7 @@ fn no_command_runs_over_the_output_limit() {
         }
         let unsent = wire.worker.connection(wire.slot).unsent();
         assert!(unsent.len() <= 1000 + 400, "{}", unsent.len());
-        assert_eq!(wire.worker.advance(wire.slot), Next::Flush, "nothing runs meanwhile");
+        assert_eq!(wire.worker.advance(wire.slot, true), Next::Flush, "nothing runs meanwhile");
         replies.extend_from_slice(wire.worker.connection(wire.slot).unsent());
         let n = wire.worker.connection(wire.slot).unsent().len();
         wire.worker.sent(wire.slot, n);

@@ -1,0 +1,127 @@
+//! How a server comes to its end: SHUTDOWN, SIGTERM and SIGINT ask for it, one thread carries it
+//! out.
+//!
+//! ```text
+//!   ask ── rest: nothing more is read, what was read is answered
+//!       ── checkpoint ── done: the workers stop, the program ends
+//!                     └─ failed: the server goes on as if nobody had asked, and says why
+//! ```
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+/// Whether the data is saved before the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Save {
+    /// If checkpoints are on.
+    AsConfigured,
+    /// In any case.
+    Always,
+    /// Not.
+    Never,
+}
+
+/// How the end is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ending {
+    /// Whether the data is saved.
+    pub save: Save,
+    /// Whether a failure to save is ignored.
+    pub force: bool,
+}
+
+/// Whether and how the end is wanted.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    state: Mutex<State>,
+    changed: Condvar,
+    resting: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What is being carried out or waits to be.
+    wanted: Option<Ending>,
+    /// Counts the endings that failed.
+    failures: u64,
+    last_failure: String,
+    ended: bool,
+}
+
+impl Lifecycle {
+    /// Asks for the end and waits for it. An error is why the server goes on.
+    pub fn end(&self, ending: Ending) -> Result<(), String> {
+        let mut state = self.lock();
+        let failures = state.failures;
+        state.wanted.get_or_insert(ending);
+        self.changed.notify_all();
+        while !state.ended && state.failures == failures {
+            state = self.changed.wait(state).expect(POISONED);
+        }
+        if state.ended { Ok(()) } else { Err(state.last_failure.clone()) }
+    }
+    /// Waits until somebody asks for the end. For the thread that carries it out.
+    pub(crate) fn wanted(&self) -> Ending {
+        let mut state = self.lock();
+        loop {
+            match state.wanted {
+                Some(ending) => return ending,
+                None => state = self.changed.wait(state).expect(POISONED),
+            }
+        }
+    }
+    /// The end did not succeed: the server goes on.
+    pub(crate) fn failed(&self, why: String) {
+        let mut state = self.lock();
+        state.wanted = None;
+        state.failures += 1;
+        state.last_failure = why;
+        self.changed.notify_all();
+    }
+    /// The end is reached.
+    pub(crate) fn ended(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+    /// Whether somebody has asked for the end.
+    pub fn is_ending(&self) -> bool {
+        self.lock().wanted.is_some()
+    }
+    /// Whether sockets are left unread.
+    pub fn is_resting(&self) -> bool {
+        // Orders nothing: every worker is sent a message after a change.
+        self.resting.load(Relaxed)
+    }
+    pub(crate) fn rest(&self, resting: bool) {
+        self.resting.store(resting, Relaxed);
+    }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(POISONED)
+    }
+}
+
+const POISONED: &str = "nothing panics while it holds the state";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    const ENDING: Ending = Ending { save: Save::AsConfigured, force: false };
+
+    #[test]
+    fn who_asks_hears_of_a_failure_and_may_ask_again() {
+        let lifecycle = Lifecycle::default();
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| lifecycle.end(ENDING));
+            assert_eq!(lifecycle.wanted(), ENDING);
+            lifecycle.failed("no room".into());
+            assert_eq!(asked.join().unwrap(), Err("no room".into()));
+            assert!(!lifecycle.is_ending());
+            let asked = scope.spawn(|| lifecycle.end(ENDING));
+            lifecycle.wanted();
+            lifecycle.ended();
+            assert_eq!(asked.join().unwrap(), Ok(()));
+        });
+    }
+}
