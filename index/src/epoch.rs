@@ -89,9 +89,9 @@ impl Epoch {
     /// Starts a new epoch and returns its number. What the caller made visible before is seen by
     /// every participant that enters in this epoch or a later one.
     pub fn bump(&self) -> u64 {
-        // Release pairs with the acquire load in `enter_slot`; acquire, so that a bump passes on
+        // Release pairs with the fence after the load in `enter_slot`; acquire, so that a bump passes on
         // what was made visible before an earlier bump.
-        self.current.fetch_add(1, std::sync::atomic::Ordering::AcqRel) + 1
+        self.current.fetch_add(1, ordering!(AcqRel, "epoch_bump_release")) + 1
     }
 
     /// The number of the current epoch.
@@ -191,9 +191,9 @@ impl Epoch {
     fn enter_slot(&self, slot: usize, gated: u64) {
         let word = &self.slots[slot].word;
         debug_assert_eq!(word.load(Relaxed), OUTSIDE, "a participant is pinned once at a time");
-        // Acquire pairs with `bump`. An epoch that is already old by the time it is stored only
-        // makes a grace period longer.
-        let epoch = self.current.load(ordering!(Acquire, "epoch_pin_acquire"));
+        // Relaxed, since the fence below is also the acquire that pairs with `bump`. An epoch that
+        // is already old by the time it is stored only makes a grace period longer.
+        let epoch = self.current.load(Relaxed);
         word.store(epoch << 1 | gated, Relaxed);
         if !mutant!("epoch_pin_fence") {
             // Pairs with the fence in `all_slots`: see the top of this file.
@@ -208,7 +208,7 @@ impl Epoch {
             // Pairs with the fence between counting the sleeper and its look: see `wait_until`.
             fence(SeqCst);
         }
-        if self.sleepers.load(Relaxed) != 0 {
+        if self.sleepers.load(Relaxed) != 0 && !mutant!("epoch_leaves_silently") {
             self.wake();
         }
     }
@@ -251,7 +251,7 @@ impl Participant {
     pub fn enter(&self, gate: &Gate) -> Pin<'_> {
         loop {
             self.epoch.enter_slot(self.slot, GATED);
-            if gate.is_open() {
+            if gate.is_open() || mutant!("gate_without_look") {
                 pins_of_thread::add();
                 return Pin { participant: self };
             }

@@ -40,7 +40,7 @@ impl HashIndex {
         }
         let Ok(_turn) = self.turn.try_lock() else { return false };
         // Under the turn, so that a hold that has returned is seen (see `hold_growth`).
-        if self.holds.load(SeqCst) != 0 || self.is_at_limit(size_of::<Bucket>() as u64) {
+        if self.holds.load(SeqCst) != 0 || self.is_at_limit() {
             return false;
         }
         let count = self.bucket_count();

@@ -180,7 +180,7 @@ impl Latch<'_> {
     /// Links another empty bucket behind the chain.
     fn append(&self) -> Result<(), IndexFull> {
         let length = self.index.chain(self.bucket).count();
-        if (length + 1) * SLOTS > CHAIN_AT_LIMIT && self.index.is_at_limit(0) {
+        if (length + 1) * SLOTS > CHAIN_AT_LIMIT && self.index.is_at_limit() {
             return Err(IndexFull);
         }
         let new = self.index.overflow.allocate(&self.index.epoch).ok_or(IndexFull)?;

@@ -244,9 +244,9 @@ impl HashIndex {
         debug_assert!(Arc::ptr_eq(pin.epoch(), &self.epoch), "the pin is of another epoch");
     }
 
-    /// Whether the index is as large as its configuration allows.
-    pub(crate) fn is_at_limit(&self, more: u64) -> bool {
-        self.max_bytes != 0 && self.bytes() + more > self.max_bytes
+    /// Whether another bucket would take the index past its configured size.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.max_bytes != 0 && self.bytes() + BUCKET_BYTES > self.max_bytes
     }
 
     pub(crate) fn count_entries(&self, by: i64) {

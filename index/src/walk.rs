@@ -14,7 +14,7 @@
 //! is met by the second. Both readings together hold all entries that stay.
 
 use crate::entry::{Entry, rebuild_hash};
-use crate::sync::{mutant, spin_loop};
+use crate::sync::mutant;
 use crate::table::{HashIndex, State};
 use crate::{Address, Pin};
 
@@ -80,7 +80,8 @@ impl HashIndex {
             // After the acquire loads of the entries: see `probe`.
             let after = self.state();
             let calm = !State::disturbed(before, after, number) || mutant!("walk_without_recheck");
-            let twice = before == after && read_in == Some(before);
+            let read_before = read_in == Some(before) || mutant!("walk_reads_disturbed_once");
+            let twice = before == after && read_before;
             if (calm && choose(after) == number) || twice {
                 // Those that a split in progress has not cleared yet belong to the new bucket.
                 entries.retain(|entry| {
@@ -94,7 +95,6 @@ impl HashIndex {
                 return (after, number);
             }
             read_in = (before == after).then_some(before);
-            spin_loop();
         }
     }
 }
