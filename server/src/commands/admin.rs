@@ -4,6 +4,7 @@
 use super::{Access, Call, Categories, CommandSpec, Flags, Group, KeySpec, OutsideCall, Run};
 use super::{args, help, numbered_database};
 use crate::error::{self, ErrorReply, Outcome};
+use crate::lifecycle::{Ending, Save};
 use ferrite_hybridlog::{CheckpointError, OperationError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -114,6 +115,15 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         ..ROW
     },
     CommandSpec {
+        name: "SHUTDOWN",
+        arity: -1,
+        flags: ADMIN.and(ANY_TIME).and(Flags::NO_MULTI).and(Flags::ALLOW_BUSY),
+        complexity: "O(N) where N is what changed since the last checkpoint, or O(1) without one",
+        summary: "Takes a checkpoint and ends the server.",
+        run: Run::Outside(shutdown),
+        ..ROW
+    },
+    CommandSpec {
         name: "SWAPDB",
         arity: 3,
         flags: Flags::WRITE.and(Flags::FAST),
@@ -210,6 +220,34 @@ fn bg_save(call: &mut OutsideCall<'_>) -> Outcome {
     started.map_err(|e| ErrorReply::owned(format!("ERR Can't start a thread: {e}")))?;
     call.reply.simple("Background saving started");
     Ok(())
+}
+
+/// NOW asks not to wait for replicas, of which there are none; there is nothing to ABORT either.
+fn shutdown(call: &mut OutsideCall<'_>) -> Outcome {
+    const NONE_IN_PROGRESS: ErrorReply = ErrorReply::new("ERR No shutdown in progress.");
+    const FAILED: ErrorReply = ErrorReply::new("ERR Errors trying to SHUTDOWN. Check logs.");
+    let given = |name| call.args.iter_from(1).any(|word| args::is(word, name));
+    let known =
+        |word| ["SAVE", "NOSAVE", "NOW", "FORCE", "ABORT"].iter().any(|n| args::is(word, n));
+    let abort = given("ABORT");
+    let options = given("SAVE") || given("NOSAVE") || given("NOW") || given("FORCE");
+    if !call.args.iter_from(1).all(known)
+        || (abort && options)
+        || (given("SAVE") && given("NOSAVE"))
+    {
+        return Err(error::SYNTAX.into());
+    }
+    if abort {
+        return Err(NONE_IN_PROGRESS.into());
+    }
+    let save = match (given("SAVE"), given("NOSAVE")) {
+        (true, _) => Save::Always,
+        (_, true) => Save::Never,
+        _ => Save::AsConfigured,
+    };
+    let ending = Ending { save, force: given("FORCE") };
+    // A server that has ended answers nothing: the connection closes.
+    call.defer(move |context, _| Ok(context.lifecycle.end(ending).map_err(|_| FAILED)?))
 }
 
 fn last_save(call: &mut OutsideCall<'_>) -> Outcome {
