@@ -5,6 +5,7 @@
 
 use crate::commands::table;
 use crate::error::ErrorReply;
+use crate::latency::Latency;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
@@ -73,6 +74,8 @@ pub struct CommandCounters {
     pub calls: Counter,
     /// Nanoseconds that they took. The clock is read once for a run of equal commands.
     pub nanoseconds: Counter,
+    /// The same, as a histogram.
+    pub latency: Latency,
     /// Refused before they ran (arity, memory).
     pub rejected: Counter,
     /// Ended with an error.

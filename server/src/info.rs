@@ -4,6 +4,7 @@
 
 use crate::commands::table;
 use crate::context::{Context, unix_ms};
+use crate::latency::{self, PERCENTILES};
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::Totals;
@@ -42,6 +43,7 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "modules", title: "Modules", default: true, write: |_, _| {} },
     Section { name: "commandstats", title: "Commandstats", default: false, write: commandstats },
     Section { name: "errorstats", title: "Errorstats", default: true, write: errorstats },
+    Section { name: "latencystats", title: "Latencystats", default: false, write: latencystats },
     Section { name: "cluster", title: "Cluster", default: true, write: cluster },
     Section { name: "keyspace", title: "Keyspace", default: true, write: keyspace },
 ];
@@ -355,6 +357,18 @@ fn errorstats(view: &View<'_>, to: &mut Fields) {
     }
 }
 
+fn latencystats(view: &View<'_>, to: &mut Fields) {
+    for entry in table().entries() {
+        let parts = view.context.workers.iter().map(|worker| &worker.by_command[entry.id].latency);
+        if let Some(values) = latency::percentiles(parts) {
+            let shown = PERCENTILES.iter().zip(values);
+            let shown = shown.map(|((p, _), ns)| format!("p{p}={:.3}", ns as f64 / 1000.0));
+            let shown = shown.collect::<Vec<_>>().join(",");
+            to.line(format_args!("latency_percentiles_usec_{}:{shown}", entry.name));
+        }
+    }
+}
+
 fn cluster(_: &View<'_>, to: &mut Fields) {
     to.field("cluster_enabled", 0);
 }
@@ -434,11 +448,16 @@ mod tests {
         let counters = &bench.context.workers[0].by_command[get];
         counters.calls.add(4);
         counters.nanoseconds.add(10_000);
+        counters.latency.record(10_000, 4);
         assert_eq!(
             info(&bench, &["commandstats"]),
             "# Commandstats\r\ncmdstat_get:calls=4,usec=10,usec_per_call=2.50,rejected_calls=0,\
              failed_calls=0\r\n"
         );
+        let latencies = info(&bench, &["latencystats"]);
+        assert!(latencies.contains("latency_percentiles_usec_get:p50=2.5"), "{latencies}");
+        Totals::reset(&bench.context);
+        assert_eq!(info(&bench, &["latencystats"]), "# Latencystats\r\n");
     }
 
     #[test]

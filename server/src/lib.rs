@@ -22,6 +22,7 @@ pub mod glob;
 pub mod http;
 pub mod info;
 pub mod input;
+pub mod latency;
 pub mod lcs;
 pub mod lifecycle;
 pub mod limits;

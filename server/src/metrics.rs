@@ -7,6 +7,7 @@
 use crate::commands::table;
 use crate::context::Context;
 use crate::info::VERSION;
+use crate::latency::{self, PERCENTILES};
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::{CommandTotals, Totals};
@@ -90,6 +91,7 @@ impl Collector for Scrape {
         let totals = Totals::since_start(context, &stats);
         server(&mut page, context, &totals)?;
         commands(&mut page, &totals)?;
+        latencies(&mut page, context)?;
         memory(&mut page, &Usage::of(context, &stats))?;
         log(&mut page, &stats)?;
         checkpoints(&mut page, context)?;
@@ -175,6 +177,22 @@ fn commands(page: &mut Page<'_>, totals: &Totals) -> fmt::Result {
     })?;
     page.family("ferrite_command_rejections", "Refused before they ran", kind, |family| {
         used().try_for_each(|(entry, n)| family.counter("command", &entry.name, n.rejected))
+    })
+}
+
+/// As gauges: a histogram of this resolution would be thousands of series.
+fn latencies(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let help = "Time of one command since the last CONFIG RESETSTAT, by command and quantile";
+    page.family("ferrite_command_latency_seconds", help, MetricType::Gauge, |family| {
+        for entry in table().entries() {
+            let parts = context.workers.iter().map(|worker| &worker.by_command[entry.id].latency);
+            let Some(values) = latency::percentiles(parts) else { continue };
+            for ((_, quantile), ns) in PERCENTILES.into_iter().zip(values) {
+                let labels = [("command", entry.name.as_str()), ("quantile", quantile)];
+                family.0.encode_family(&labels)?.encode_gauge(&(ns as f64 / 1e9))?;
+            }
+        }
+        Ok(())
     })
 }
 

@@ -108,6 +108,8 @@ impl Totals {
         let now = Self::since_start(context, &context.store.stats());
         *context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
         context.errors.reset();
+        let commands = context.workers.iter().flat_map(|worker| &worker.by_command);
+        commands.for_each(|command| command.latency.reset());
     }
 
     fn minus(mut self, base: &Self) -> Self {
