@@ -179,7 +179,8 @@ fn memory(view: &View<'_>, to: &mut Fields) {
     to.bytes("used_memory_peak", peak);
     let percent = 100.0 * usage.used() as f64 / peak.max(1) as f64;
     to.field("used_memory_peak_perc", format_args!("{percent:.2}%"));
-    let dataset = usage.frames.min(usage.used());
+    let in_frames = view.stats.log_tail - view.stats.log_head;
+    let dataset = in_frames.min(usage.used());
     to.field("used_memory_overhead", usage.used() - dataset);
     to.field("used_memory_dataset", dataset);
     to.field(

@@ -1,2 +1,93 @@
-//! The `ferrite` binary.
-fn main() {}
+//! The `ferrite` binary: arguments, logging, wiring, exit code; nothing else.
+
+use ferrite_server::config::{self, Action, Arguments, Live, Loaded};
+use ferrite_server::context::Context;
+use ferrite_server::control::Control;
+use ferrite_server::listener::Listeners;
+use ferrite_server::logging;
+use ferrite_server::metrics::Status;
+use ferrite_server::server::{self, Server};
+use ferrite_server::start::{self, StartError};
+use sd_notify::NotifyState;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        // Prints help or version and ends with 0, or the mistake and ends with 2.
+        Err(e) => e.exit(),
+    };
+    let loaded = match config::load(&arguments, std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            errors.iter().for_each(|e| eprintln!("ferrite: {e}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match arguments.action {
+        Action::DumpConfig => print!("{}", config::dump(&loaded.values)),
+        Action::TestConfig => println!("the configuration is good"),
+        Action::Run => {
+            if let Err(e) = serve(loaded) {
+                eprintln!("ferrite: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Starts the server and serves until its end.
+fn serve(loaded: Loaded) -> Result<(), StartError> {
+    let config = loaded.config.clone();
+    let level = start::log(&config)?;
+    start::tell_configuration(&loaded);
+    start::raise_descriptor_limit(config.server.max_connections);
+
+    // What fails quickly comes first: the sockets, then the data.
+    let unix_socket = config.server.unix_socket.as_deref();
+    let listeners = Listeners::bind(&config.listen_addresses(), unix_socket)?;
+    let status = Arc::new(Status::default());
+    let metrics = start::metrics_listeners(&config)?;
+    start::tell_metrics(&metrics);
+    let control = Control::start(metrics, Arc::clone(&status)).map_err(StartError::Thread)?;
+    let directory = start::data_directory(&config.store.directory)?;
+    let store = start::open_store(&config, &directory)?;
+
+    let live = Live::new(loaded);
+    live.on_change(follow(level));
+    let context = Arc::new(Context::with_config(store.clone(), live, directory));
+    start::tell_store(&context);
+    server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;
+    let server = Server::start(Arc::clone(&context), listeners).map_err(StartError::Thread)?;
+    start::tell_listening(&context);
+    status.ready(context);
+    tracing::info!("ready");
+    notify(NotifyState::Ready);
+
+    server.run();
+    notify(NotifyState::Stopping);
+    control.stop();
+    drop(status);
+    store.close();
+    tracing::info!("bye");
+    Ok(())
+}
+
+/// CONFIG SET logging.level.
+fn follow(
+    level: logging::Level,
+) -> impl Fn(&config::Config, &config::Config) -> Result<(), String> {
+    move |old, new| match old.logging.level == new.logging.level {
+        true => Ok(()),
+        false => level.set(new.logging.level),
+    }
+}
+
+/// Tells systemd, when it has started us.
+fn notify(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::debug!("systemd was not told: {e}");
+    }
+}

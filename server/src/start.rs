@@ -3,6 +3,7 @@
 use crate::config::{Config, ConfigError, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
+use crate::listener::ListenError;
 use crate::logging;
 use crate::memory::Usage;
 use ferrite_hybridlog::{OpenError, Store};
@@ -27,6 +28,9 @@ pub enum StartError {
         /// The system's answer.
         source: io::Error,
     },
+    /// An address of the server.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// An address of the metrics server.
     #[error("cannot serve metrics on {address}: {}; set metrics.port or metrics.bind", reason(.source))]
     Metrics {

@@ -272,19 +272,30 @@ impl Host {
 /// Times and errors of a round. The clock is read when another command follows, not at each one.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    running: Option<(usize, Instant)>,
+    running: Option<Running>,
     /// Errors by code.
     pub errors: ErrorTally,
+}
+
+/// A run of equal commands.
+#[derive(Debug)]
+struct Running {
+    id: usize,
+    since: Instant,
+    calls: u64,
 }
 
 impl Ledger {
     /// The command of entry `id` begins.
     #[inline]
     pub fn start(&mut self, id: usize, counters: &WorkerCounters) {
-        if self.running.is_none_or(|(running, _)| running != id) {
-            let now = Instant::now();
-            self.add(now, counters);
-            self.running = Some((id, now));
+        match &mut self.running {
+            Some(running) if running.id == id => running.calls += 1,
+            _ => {
+                let now = Instant::now();
+                self.add(now, counters);
+                self.running = Some(Running { id, since: now, calls: 1 });
+            }
         }
     }
     /// Nothing runs any more.
@@ -295,9 +306,11 @@ impl Ledger {
         }
     }
     fn add(&self, now: Instant, counters: &WorkerCounters) {
-        if let Some((id, since)) = self.running {
-            let nanoseconds = now.duration_since(since).as_nanos() as u64;
-            counters.by_command[id].nanoseconds.add(nanoseconds);
+        if let Some(running) = &self.running {
+            let nanoseconds = now.duration_since(running.since).as_nanos() as u64;
+            let command = &counters.by_command[running.id];
+            command.nanoseconds.add(nanoseconds);
+            command.latency.record(nanoseconds, running.calls);
         }
     }
 }

@@ -159,6 +159,7 @@ impl Kind {
             Kind::Flag => "true or false".into(),
             Kind::Integer(min, u64::MAX) => format!("a whole number from {min}"),
             Kind::Integer(min, max) => format!("a whole number from {min} to {max}"),
+            Kind::Size(0, u64::MAX) => "a size".into(),
             Kind::Size(min, u64::MAX) => format!("a size from {}", Bytes(min)),
             Kind::Size(min, max) => format!("a size from {} to {}", Bytes(min), Bytes(max)),
             Kind::PowerOfTwo(min, max) => {
@@ -168,7 +169,10 @@ impl Kind {
                 format!("a duration from {} to {}", Span(min), Span(max))
             }
             Kind::Fraction(min, max) => format!("a number from {min} to {max}"),
-            Kind::Choice(options) => format!("one of {}", available(options).join(", ")),
+            Kind::Choice(options) => match available(options)[..] {
+                [only] => only.into(),
+                ref several => format!("one of {}", several.join(", ")),
+            },
             Kind::Addresses => "one or more IP addresses, separated by spaces".into(),
             Kind::Path { optional: false } => "a path".into(),
             Kind::Path { optional: true } => "a path, or empty".into(),
