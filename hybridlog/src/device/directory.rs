@@ -404,8 +404,9 @@ fn check_stem(stem: &str) -> Result<(), OpenError> {
     Err(OpenError::Config { setting: "file_stem", value: stem.to_owned(), why: why.to_owned() })
 }
 
-/// Creates a folder and those above it, and makes their names durable.
-fn create_durably(folder: &Path) -> io::Result<()> {
+/// Creates a folder and those above it, and makes their names durable. One that exists is as it
+/// was.
+pub(crate) fn create_durably(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }

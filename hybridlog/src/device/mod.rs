@@ -24,6 +24,7 @@ mod posix;
 mod tests;
 mod uring;
 
+pub(crate) use directory::create_durably;
 pub use local::{LocalDevice, Opened, open};
 
 use std::fmt;

@@ -21,7 +21,7 @@ impl DirectoryLock {
             let path = path.clone();
             move |source| OpenError::Io { action, path, source }
         };
-        std::fs::create_dir_all(directory).map_err(io("create the directory of"))?;
+        crate::device::create_durably(directory).map_err(io("create the directory of"))?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
