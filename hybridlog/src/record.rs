@@ -160,10 +160,11 @@ impl<'a> Draft<'a> {
 }
 
 /// Slack for a value that is being overwritten, so that the next overwrites fit: a quarter more,
-/// at least 8 bytes, at most [`IN_PLACE_LIMIT`] in all.
-pub(crate) fn in_place_capacity(length: usize) -> Option<usize> {
-    (length <= IN_PLACE_LIMIT)
-        .then(|| (length + (length / 4).max(8)).next_multiple_of(8).min(IN_PLACE_LIMIT))
+/// at least 8 bytes, at most [`IN_PLACE_LIMIT`] in all and at most `limit`, what the page holds
+/// beside the key.
+pub(crate) fn in_place_capacity(length: usize, limit: usize) -> Option<usize> {
+    let most = IN_PLACE_LIMIT.min(limit / 8 * 8);
+    (length <= most).then(|| (length + (length / 4).max(8)).next_multiple_of(8).min(most))
 }
 
 /// A record at an address that stays readable for `'a`: the pin that keeps its frame, or the
@@ -252,9 +253,17 @@ impl<'a> RecordRef<'a> {
         unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<u8>(), length) }
     }
 
-    /// The value and expiry: a slice of the record in the plain form, else a consistent copy in
-    /// `scratch`.
+    /// The value and expiry, for who shares or owns the latch of the key's bucket.
     pub fn load<'b>(&self, scratch: &'b mut Vec<u8>) -> Loaded<'b>
+    where
+        'a: 'b,
+    {
+        self.try_load(scratch).expect("no writer is inside while the latch is held")
+    }
+
+    /// The value and expiry: a slice of the record in the plain form, else a consistent copy in
+    /// `scratch`. `None` when a writer kept moving it.
+    pub fn try_load<'b>(&self, scratch: &'b mut Vec<u8>) -> Option<Loaded<'b>>
     where
         'a: 'b,
     {
@@ -264,10 +273,10 @@ impl<'a> RecordRef<'a> {
         if !info.is_in_place() {
             let length = shape.total_bytes() - fixed_bytes(info, shape.key_length());
             let expiry = if info.has_ttl() { self.word(2).load(Ordering::Relaxed) } else { 0 };
-            return Loaded {
+            return Some(Loaded {
                 bytes: self.immutable_bytes(value_word, length),
                 expires_at_ms: (expiry != 0).then_some(expiry),
-            };
+            });
         }
         let capacity = self.capacity(info, shape);
         let expiry = seqlock::read(self.word(2), |length| {
@@ -278,8 +287,8 @@ impl<'a> RecordRef<'a> {
             }
             scratch.truncate(length);
             if info.has_ttl() { self.word(3).load(Ordering::Relaxed) } else { 0 }
-        });
-        Loaded { bytes: scratch, expires_at_ms: (expiry != 0).then_some(expiry) }
+        })?;
+        Some(Loaded { bytes: scratch, expires_at_ms: (expiry != 0).then_some(expiry) })
     }
 
     /// Expiry alone.

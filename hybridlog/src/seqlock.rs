@@ -39,9 +39,13 @@ pub(crate) fn write(word: &AtomicU64, new_length: usize, store: impl FnOnce()) {
     word.store(even, Ordering::Release);
 }
 
-/// Runs `load` (with the value's length) until the sequence held around it.
-pub(crate) fn read<R>(word: &AtomicU64, mut load: impl FnMut(usize) -> R) -> R {
-    loop {
+/// How often a reader tries before it gives up: its writer may have lost its core.
+const TRIES: u32 = if cfg!(loom) { 3 } else { 64 };
+
+/// Runs `load` (with the value's length) until the sequence held around it; `None` when it moved
+/// each time. It always holds for who shares or owns the latch of the key's bucket.
+pub(crate) fn read<R>(word: &AtomicU64, mut load: impl FnMut(usize) -> R) -> Option<R> {
+    for _ in 0..TRIES {
         let before = word.load(Ordering::Acquire);
         if before & 1 == 0 {
             let out = load(length(before));
@@ -49,9 +53,10 @@ pub(crate) fn read<R>(word: &AtomicU64, mut load: impl FnMut(usize) -> R) -> R {
             #[cfg(not(ferrite_mutant = "seqlock_read_fence"))]
             fence(Ordering::Acquire);
             if word.load(Ordering::Relaxed) == before {
-                return out;
+                return Some(out);
             }
         }
         spin();
     }
+    None
 }

@@ -66,7 +66,7 @@ pub struct HashIndex {
     pub(crate) smallest_bits: u32,
     /// The most buckets this table's reserved range has room for.
     pub(crate) largest: u64,
-    pub(crate) max_bytes: u64,
+    pub(crate) max_bytes: AtomicU64,
 }
 
 impl HashIndex {
@@ -115,7 +115,7 @@ impl HashIndex {
             holds: AtomicU32::new(0),
             smallest_bits: config.smallest_bits,
             largest,
-            max_bytes: config.max_bytes,
+            max_bytes: AtomicU64::new(config.max_bytes),
         })
     }
 
@@ -204,6 +204,25 @@ impl HashIndex {
         self.table.resident_bytes() + self.overflow.resident_bytes()
     }
 
+    /// The number of the bucket that `hash` leads to now; it changes when that bucket splits, so not
+    /// while its latch is held.
+    pub fn bucket_number(&self, hash: KeyHash) -> u64 {
+        self.state().bucket_of(hash)
+    }
+
+    /// Whether `more` new entries surely fit under the limit, each in an overflow bucket of its own.
+    pub fn has_room_for(&self, more: u64) -> bool {
+        // Relaxed: a limit that is about to change may be noticed a little late.
+        let max_bytes = self.max_bytes.load(Relaxed);
+        max_bytes == 0 || self.bytes() + more.saturating_mul(BUCKET_BYTES) <= max_bytes
+    }
+
+    /// Sets [`IndexConfig::max_bytes`] anew. Entries that are there already stay, whatever the
+    /// limit is.
+    pub fn limit(&self, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Relaxed);
+    }
+
     /// Bytes of all buckets, touched or not: what [`IndexConfig::max_bytes`] limits. Cheap.
     pub fn bytes(&self) -> u64 {
         self.bucket_count() * BUCKET_BYTES + self.overflow.bytes()
@@ -246,7 +265,7 @@ impl HashIndex {
 
     /// Whether another bucket would take the index past its configured size.
     pub(crate) fn is_at_limit(&self) -> bool {
-        self.max_bytes != 0 && self.bytes() + BUCKET_BYTES > self.max_bytes
+        !self.has_room_for(1)
     }
 
     pub(crate) fn count_entries(&self, by: i64) {

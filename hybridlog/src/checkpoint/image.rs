@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   magic "FERRIDX1"
-//!   section*   slot u32 | raw bytes u32 | stored bytes u32 | CRC32C of stored u32 | stored
+//!   section*   slot u32 | raw bytes u32 | stored bytes u32 | CRC32C u32 | stored
 //!   end        slot u32 = 0xffff_ffff | sections u32 | 0 u32 | CRC32C of the 12 bytes before
 //! ```
 //!
 //! Stored bytes are zstd when fewer than the raw bytes, else raw. Raw bytes are whole groups of
-//! `ferrite_index::read_image`. The file is padded with zeros to a block.
+//! `ferrite_index::read_image`. A section's checksum is that of its first three fields followed
+//! by the checksum of `stored`. The file is padded with zeros to a block.
 
 use crate::checkpoint::manifest::ImageRef;
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
@@ -78,16 +79,16 @@ impl Sections<'_> {
     fn section(&mut self, slot: u32, raw: &[u8]) -> io::Result<()> {
         let packed = if self.compress { zstd::bulk::compress(raw, 1)? } else { Vec::new() };
         let stored = if self.compress && packed.len() < raw.len() { &packed } else { raw };
-        self.head(slot, raw.len() as u32, stored.len() as u32, block_crc(stored));
+        let fields = [slot, raw.len() as u32, stored.len() as u32];
+        let start = self.pending.len();
+        fields.iter().for_each(|f| self.pending.extend_from_slice(&f.to_le_bytes()));
+        // The checksum's place, filled once what it covers stands behind it.
+        self.pending.extend_from_slice(&[0; 4]);
         self.pending.extend_from_slice(stored);
+        let crc = section_crc(&self.pending[start..]);
+        self.pending[start + 12..start + 16].copy_from_slice(&crc.to_le_bytes());
         self.sections += 1;
         if self.pending.len() >= SECTION { self.flush() } else { Ok(()) }
-    }
-
-    fn head(&mut self, slot: u32, raw: u32, stored: u32, crc: u32) {
-        for field in [slot, raw, stored, crc] {
-            self.pending.extend_from_slice(&field.to_le_bytes());
-        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -108,6 +109,14 @@ impl Sections<'_> {
         blocking::sync(self.device, self.file)?;
         Ok(self.written)
     }
+}
+
+/// The checksum of a section: all of it but the checksum's own place.
+fn section_crc(section: &[u8]) -> u32 {
+    let stored = block_crc(&section[16..]);
+    let mut covered = section[..12].to_vec();
+    covered.extend_from_slice(&stored.to_le_bytes());
+    block_crc(&covered)
 }
 
 /// Reads an image and hands out every entry with its slot. `Err` says what is wrong and where.
@@ -144,7 +153,7 @@ pub(crate) fn read(
         let stored = bytes
             .get(at..at.saturating_add(stored_length as usize))
             .ok_or_else(|| damaged(at, "ends early".into()))?;
-        if block_crc(stored) != crc {
+        if section_crc(&bytes[at - 16..at + stored.len()]) != crc {
             return Err(damaged(at, "fails its checksum".into()));
         }
         let unpacked;
@@ -153,6 +162,9 @@ pub(crate) fn read(
         } else {
             unpacked = zstd::bulk::decompress(stored, raw_length as usize)
                 .map_err(|e| damaged(at, format!("cannot be decompressed: {e}")))?;
+            if unpacked.len() != raw_length as usize {
+                return Err(damaged(at, "is shorter than it says".into()));
+            }
             &unpacked
         };
         read_image(raw, smallest_bits, |hash, node, address| entry(slot, hash, node, address))

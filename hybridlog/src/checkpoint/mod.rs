@@ -48,6 +48,9 @@ pub(crate) struct Checkpointer {
     pub manifest: Manifest,
     /// Where the log of this process starts.
     pub start: u64,
+    /// The number of the last attempt: a number is never used twice, since a failed attempt may
+    /// have left its manifest behind.
+    pub attempts: u64,
 }
 
 /// Copied at the safepoint; the manifest is written from it alone.
@@ -64,7 +67,9 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let since = Instant::now();
     let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);
     refuse_when_broken(inner)?;
-    let number = state.manifest.newest().map_or(0, |c| c.number) + 1;
+    let last = state.manifest.newest().map_or(0, |c| c.number);
+    state.attempts = state.attempts.max(last) + 1;
+    let number = state.attempts;
     let (image, image_bytes) = image_for(inner, &state, number)?;
     let cut = cut(inner)?;
     flush_to(inner, cut.address)?;
@@ -88,7 +93,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> CheckpointError {
 }
 
 fn refuse_when_broken(inner: &Inner) -> Result<(), CheckpointError> {
-    match inner.log.health.refusal() {
+    match inner.log.health.breakage() {
         Some(reason) => Err(CheckpointError::Device(reason)),
         None => Ok(()),
     }
@@ -117,14 +122,18 @@ fn image_for(
 /// The safepoint.
 fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
     let log = &inner.log;
-    // Room for the PAD comes before the gate is closed, since its supply may need others to leave.
-    let mut credit = 0;
-    while credit < BLOCK_WORDS {
+    // Nothing is held while the gate is waited for: a command that runs alone may need all the
+    // room there is before it opens the gate.
+    let mut credit = BLOCK_WORDS;
+    let closed = loop {
         refuse_when_broken(inner)?;
-        log.tail.give_back(credit);
-        credit = wait_for_room(log, BLOCK_WORDS);
-    }
-    let closed = inner.gate.close(&log.epoch);
+        let closed = inner.gate.close(&log.epoch);
+        if log.tail.grant(BLOCK_WORDS) {
+            break closed;
+        }
+        drop(closed);
+        log.tail.give_back(wait_for_room(log, BLOCK_WORDS));
+    };
     let address = log.fold_over(BLOCK_WORDS, &mut credit);
     let (_, tables) = inner.tables();
     let slots = tables
@@ -178,6 +187,9 @@ fn next_manifest(state: &Checkpointer, number: u64, image: ImageRef, cut: Cut) -
     extents.push((state.start, cut.address));
     // What lies below every floor serves nobody.
     let begin = cut.slots.iter().map(|s| s.floor).min().unwrap_or(cut.address);
+    // It never moves down: an empty database needed nothing of the log then, and what was written
+    // into it since lies above.
+    let begin = begin.max(manifest.newest().map_or(0, |c| c.begin));
     extents.retain(|(_, to)| *to > begin);
     let taken_at_ms = cut.taken_at_ms;
     let (map, slots) = (cut.map, cut.slots);
@@ -190,8 +202,9 @@ fn next_manifest(state: &Checkpointer, number: u64, image: ImageRef, cut: Cut) -
     manifest
 }
 
-/// Writes the manifest anew; when this returns, it is the one that a start finds.
-pub(crate) fn persist(inner: &Inner, manifest: &Manifest) -> Result<u64, CheckpointError> {
+/// Writes the manifest anew; when this returns, it is the one that a start finds. After a failure
+/// a start may find the old one or this one; both are whole.
+fn persist(inner: &Inner, manifest: &Manifest) -> Result<u64, CheckpointError> {
     write_manifest(&*inner.log.device, manifest).map_err(|e| failed("writing the manifest", e))
 }
 

@@ -164,6 +164,9 @@ pub(crate) fn recover(
         report.taken_at_ms = checkpoint.taken_at_ms;
         report.keys = checkpoint.slots.iter().map(|s| s.keys).sum();
     }
+    for slot in &rebuilding.tables.slots {
+        slot.index.limit(config.index_max_size);
+    }
     remove_strangers(&**device, &geometry, &manifest, &files);
     let Rebuilding { tables, secret, .. } = rebuilding;
     Ok(Recovered { secret, tables, begin, start, report, manifest })
@@ -256,6 +259,8 @@ impl<'a> Rebuilding<'a> {
             let (floor, keys, expiring) =
                 state.map_or((0, 0, 0), |s| (s.floor, s.keys, s.expiring));
             let index = new_index(config, smallest_bits, epoch)?;
+            // What the log holds is taken in whatever the limit is.
+            index.limit(0);
             slots.push(Arc::new(Slot::new(number as u8, index, floor, keys, expiring)));
         }
         let mut map = newest.map_or_else(Vec::new, |c| c.map.clone());
@@ -263,7 +268,12 @@ impl<'a> Rebuilding<'a> {
         map.truncate(databases);
         Ok(Self {
             device,
-            raw: RawSegments::new(Arc::clone(device), geometry, config.block_cache_size),
+            raw: RawSegments::new(
+                Arc::clone(device),
+                geometry,
+                config.block_cache_size,
+                newest.map_or_else(Vec::new, |c| c.extents.clone()),
+            ),
             geometry,
             participant: epoch.register("recovery").expect("the first of a new epoch"),
             smallest_bits,
@@ -306,7 +316,6 @@ impl<'a> Rebuilding<'a> {
         if latch.address(hash, false).is_some_and(|there| there >= address) {
             return;
         }
-        // A limit lower than what the store already holds must not lose keys: it stops growth.
         latch.reserve(hash, false).expect("overflow buckets have room for what the log holds");
         latch.set(hash, false, address);
         drop(latch);
@@ -346,10 +355,14 @@ impl<'a> Rebuilding<'a> {
         let buffer =
             self.raw.read_blocking(first_block, to).map_err(|found| refused(from, found))?;
         let skip = (from - first_block) as usize * 8;
-        records_of(&buffer[skip..], from, |address, record| {
+        let end = records_of(&buffer[skip..], from, |address, record| {
             self.take_in(checkpoint, address, record);
         })
-        .map_err(|(at, found)| refused(at, found))
+        .map_err(|(at, found)| refused(at, found))?;
+        if end < to {
+            return Err(refused(end, "records end there, before the cut".into()));
+        }
+        Ok(())
     }
 
     fn take_in(&self, checkpoint: &Checkpoint, address: Address, record: RecordRef<'_>) {

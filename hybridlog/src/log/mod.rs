@@ -73,6 +73,10 @@ struct Reasons {
 }
 
 impl Health {
+    /// Why nothing can be written any more, if so; a full disk is no such reason.
+    pub fn breakage(&self) -> Option<String> {
+        self.reasons.lock().expect("nothing panics under this lock").broken.clone()
+    }
     /// Why writes are refused, if they are.
     pub fn refusal(&self) -> Option<String> {
         if !self.refuses.load(Ordering::Acquire) {
@@ -83,10 +87,6 @@ impl Health {
     }
     pub fn is_writable(&self) -> bool {
         !self.refuses.load(Ordering::Acquire)
-    }
-    /// Whether that is for good.
-    pub fn is_broken(&self) -> bool {
-        self.reasons.lock().expect("nothing panics under this lock").broken.is_some()
     }
     /// A device failed: nothing is taken until a restart.
     pub fn broke(&self, reason: String) {
@@ -130,6 +130,7 @@ impl Log {
         device: Arc<dyn Device>,
         epoch: Arc<Epoch>,
         cache_bytes: u64,
+        extents: Vec<(u64, u64)>,
     ) -> io::Result<Arc<Self>> {
         assert!(start > 0 && start.is_multiple_of(geometry.segment_words));
         let page_expiry = (0..geometry.frames).map(|_| AtomicU64::new(u64::MAX)).collect();
@@ -138,7 +139,7 @@ impl Log {
             boundaries: Boundaries::new(begin, start),
             tail: Tail::new(start, start + geometry.ring_words(), geometry.page_words),
             room: RoomQueue::default(),
-            raw: RawSegments::new(Arc::clone(&device), geometry, cache_bytes),
+            raw: RawSegments::new(Arc::clone(&device), geometry, cache_bytes, extents),
             device,
             epoch,
             health: Health::default(),
@@ -206,7 +207,8 @@ impl Log {
 
     /// Remembers that a record of the page at `address` expires then.
     pub fn note_expiry(&self, address: u64, expires_at_ms: u64) {
-        self.page_expiry(address).fetch_min(expires_at_ms, Ordering::Relaxed);
+        // Release: who takes the note finds the expiry in the record.
+        self.page_expiry(address).fetch_min(expires_at_ms, Ordering::Release);
     }
 
     /// The earliest expiry in the page, while it is in memory.
@@ -220,7 +222,8 @@ impl Log {
         let expiry = self.page_expiry(page_start).swap(u64::MAX, Ordering::Relaxed);
         if expiry != u64::MAX {
             let mut cold = self.cold_expiry.lock().expect("nothing panics under this lock");
-            cold.insert(page_start, expiry);
+            let noted = cold.entry(page_start).or_insert(u64::MAX);
+            *noted = (*noted).min(expiry);
         }
         // SAFETY: the page is below `safe_head`, and `limit` does not cover its successor yet.
         unsafe { self.frames.zero_page(page_start) };

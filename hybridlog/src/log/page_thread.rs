@@ -96,7 +96,9 @@ impl PageThread {
     pub fn run(mut self) {
         loop {
             let moved = self.round();
-            if self.work.stop.load(Ordering::Acquire) && self.chunks.is_empty() {
+            // A write that failed will not succeed now; one that is on its way must report first.
+            let idle = self.chunks.iter().all(|c| c.parts_left == 0);
+            if self.work.stop.load(Ordering::Acquire) && idle {
                 return;
             }
             if !moved {
@@ -208,7 +210,7 @@ impl PageThread {
             return;
         }
         if !self.log.health.is_writable() {
-            return self.log.room.dismiss();
+            self.log.room.dismiss(self.log.health.breakage().is_some());
         }
         let tail_page = self.log.geometry.page_start(self.log.tail.load());
         let exhausted = self.log.boundaries.safe_head() >= tail_page;
@@ -305,7 +307,11 @@ impl PageThread {
             Err(e) => Err(e),
         };
         let whole = create(FileId::Segment(segment), size)?;
-        create(FileId::Side(segment), side_size(&self.log.geometry))?;
+        // A side file is small and read in whole blocks: it has its full size or waits for space.
+        match device.create(FileId::Side(segment), side_size(&self.log.geometry)) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
         self.created.insert(segment, whole);
         Ok(())
     }

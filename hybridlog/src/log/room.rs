@@ -37,6 +37,8 @@ impl Grant {
 
 struct Waiter {
     words: u64,
+    /// Stays in line while the disk is short of space.
+    privileged: bool,
     grant: Arc<Grant>,
     token: Token,
     ready: Arc<ReadyQueue>,
@@ -65,8 +67,29 @@ impl RoomQueue {
     /// Joins the queue for `words`; the token becomes ready with the grant filled. The caller
     /// wakes the page thread.
     pub fn join(&self, words: u64, token: Token, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
+        self.enqueue(words, false, token, ready)
+    }
+
+    /// The same for who may use the disk's reserve.
+    pub fn join_privileged(&self, words: u64, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
+        self.enqueue(words, true, 0, ready)
+    }
+
+    fn enqueue(
+        &self,
+        words: u64,
+        privileged: bool,
+        token: Token,
+        ready: &Arc<ReadyQueue>,
+    ) -> Arc<Grant> {
         let grant = Arc::new(Grant::default());
-        let waiter = Waiter { words, grant: Arc::clone(&grant), token, ready: Arc::clone(ready) };
+        let waiter = Waiter {
+            words,
+            privileged,
+            grant: Arc::clone(&grant),
+            token,
+            ready: Arc::clone(ready),
+        };
         let mut queue = self.lock();
         queue.push_back(waiter);
         self.waiting.store(true, Ordering::Release);
@@ -110,17 +133,24 @@ impl RoomQueue {
         self.waiting.store(!queue.is_empty(), Ordering::Release);
     }
 
-    /// Calls everybody back without room: the log takes no writes, let them see why.
-    pub fn dismiss(&self) {
+    /// Calls back without room who waits for it: the log takes no writes, let them see why. While
+    /// that is only for lack of space the privileged stay.
+    pub fn dismiss(&self, broken: bool) {
         let mut queue = self.lock();
-        queue.drain(..).for_each(|w| w.ready.push(w.token));
-        self.waiting.store(false, Ordering::Release);
+        queue.retain(|waiter| {
+            let stays = waiter.privileged && !broken;
+            if !stays {
+                waiter.ready.push(waiter.token);
+            }
+            stays
+        });
+        self.waiting.store(!queue.is_empty(), Ordering::Release);
     }
 
     /// Takes back all room that was granted and not taken, and calls everybody back: for a
     /// command that runs alone, whose supply must not depend on those who wait at the gate.
     pub fn revoke(&self, tail: &Tail) {
-        self.dismiss();
+        self.dismiss(false);
         for grant in self.lock_granted().drain(..) {
             tail.give_back(grant.take());
         }

@@ -6,12 +6,12 @@ use ferrite_index::Address;
 use std::ptr::NonNull;
 
 /// Visits the records of `bytes`, which hold the log from `first` on, start at a record and are
-/// aligned to a word. Stops at the first zero word. `Err` carries the address of what is no record.
+/// aligned to a word. Stops at the first zero word; returns where it stopped. `Err` carries the address of what is no record.
 pub(crate) fn records_of(
     bytes: &[u8],
     first: u64,
     mut visit: impl FnMut(Address, RecordRef<'_>),
-) -> Result<(), (u64, String)> {
+) -> Result<u64, (u64, String)> {
     assert!(bytes.as_ptr().cast::<u64>().is_aligned());
     let words = (bytes.len() / 8) as u64;
     let mut at = 0;
@@ -21,7 +21,7 @@ pub(crate) fn records_of(
         // no record that would reach beyond the words left.
         let record = unsafe { RecordRef::new(start) };
         match record.step(words - at).map_err(|e| (first + at, e))? {
-            Step::End => return Ok(()),
+            Step::End => return Ok(first + at),
             Step::Pad(count) => at += count,
             Step::Record(count) => {
                 visit(Address::new(first + at), record);
@@ -29,5 +29,5 @@ pub(crate) fn records_of(
             }
         }
     }
-    Ok(())
+    Ok(first + words)
 }

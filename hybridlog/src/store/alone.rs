@@ -7,7 +7,7 @@
 use super::find::View;
 use super::many::{Many, Place, Planned, decide, effects, first_places};
 use super::operation::{Operation, ReadyQueue, Stop};
-use super::session::Inside;
+use super::session::{Inside, take_tables};
 use super::tables::Database;
 use super::value::Change;
 use super::write::{Blocked, Effect, Target};
@@ -47,9 +47,10 @@ impl<'s> Inside<'s> {
         })
     }
 
-    /// The tables cannot be taken anew here; a safepoint meanwhile shows at the next stay.
+    /// Another safepoint may have come between: tables and boundaries are taken anew.
     fn go_inside_again(&mut self) {
         let pin = self.participant.enter(&self.inner.gate);
+        take_tables(self.inner, self.generation, self.tables);
         self.view = View::load(self.inner, &pin);
         self.pin = Some(pin);
     }
@@ -118,6 +119,14 @@ impl<'s> Inside<'s> {
         let (r, mut changes) = decide(&pinned, places, &lookups, &same, f);
         let wanted: Vec<bool> =
             effects(&pinned, &lookups, &changes, &same).iter().map(Option::is_some).collect();
+        let new =
+            lookups.iter().zip(&wanted).filter(|(l, wanted)| l.at.is_none() && **wanted).count();
+        for place in places {
+            // Each new key may need an overflow bucket of its own.
+            if !place.slot.index.has_room_for(new as u64) {
+                return Err(self.inner.index_full());
+            }
+        }
         if wanted.iter().any(|w| *w)
             && let Some(reason) = self.inner.log.health.refusal()
         {
@@ -164,6 +173,7 @@ impl<'s> Inside<'s> {
         };
         let (hash, key) = (place.hash, place.key);
         let mut target = Target { slot: place.slot, latch: &mut latch, hash, key, lookup };
+        target.reserve(&pinned)?;
         pinned.apply(&mut target, effect, &mut self.credit, &mut self.scratch.value)?;
         drop(latch);
         place.slot.index.grow(pinned.pin);
@@ -187,9 +197,8 @@ impl<'s> Inside<'s> {
                 }
             }
             Blocked::Room(words) => {
-                if self.inner.log.health.is_broken() {
-                    let e = OperationError::NotWritable("a device failed meanwhile".into());
-                    return Err(Blocked::Failed(e));
+                if let Some(reason) = self.inner.log.health.breakage() {
+                    return Err(Blocked::Failed(OperationError::NotWritable(reason)));
                 }
                 self.return_credit();
                 self.credit = wait_for_room(&self.inner.log, words);
@@ -202,11 +211,12 @@ impl<'s> Inside<'s> {
 
 /// Waits for room on the calling thread, which must not be pinned. May return less than asked
 /// for when the ring can give no more at once (see [`crate::log::room::RoomQueue::serve`]), or
-/// nothing while the log takes no writes.
+/// nothing once the log is broken. It is for checkpoints and commands that run alone, which may
+/// use the disk's reserve: a full disk does not dismiss them.
 pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64) -> u64 {
     let thread = std::thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
-    let grant = log.room.join(words, 0, &ready);
+    let grant = log.room.join_privileged(words, &ready);
     log.wake();
     let mut tokens = Vec::new();
     while tokens.is_empty() {

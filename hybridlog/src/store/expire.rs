@@ -55,13 +55,15 @@ type Due = (u8, Vec<u8>);
 pub(crate) struct ExpiryCycle {
     inner: Arc<Inner>,
     session: Session,
+    /// Where the last look at the device ended, so that no page starves those above it.
+    cold_cursor: u64,
 }
 
 impl ExpiryCycle {
     pub fn new(store: &Store) -> Self {
         let thread = std::thread::current();
         let session = store.session(move || thread.unpark());
-        Self { inner: Arc::clone(store.inner()), session }
+        Self { inner: Arc::clone(store.inner()), session, cold_cursor: 0 }
     }
 
     pub fn run(mut self) {
@@ -85,14 +87,24 @@ impl ExpiryCycle {
         let mut page = g.page_start(log.boundaries.head());
         while page < log.tail.load() {
             let now = self.inner.now_ms();
-            let earliest = log.page_expiry(page);
-            if earliest.load(Ordering::Relaxed) < now {
-                // Forget, look, and note again what stays: a write meanwhile notes its own.
-                earliest.store(u64::MAX, Ordering::Relaxed);
+            if self.take_note(page, now) {
                 self.page_in_memory(page, now);
             }
             page += g.page_words;
         }
+    }
+
+    /// Whether the page has something due; its note is wiped then, and a look at the page notes
+    /// again what stays. Inside a pin, so that the note is this page's and not its successor's.
+    fn take_note(&mut self, page: u64, now: u64) -> bool {
+        let inside = self.session.enter();
+        let pinned = inside.view.pinned(&inside.pin);
+        if page < pinned.head {
+            return false;
+        }
+        let earliest = self.inner.log.page_expiry(page);
+        // AcqRel: pairs with the fetch_min of who notes an expiry after writing it.
+        earliest.load(Ordering::Acquire) <= now && earliest.swap(u64::MAX, Ordering::AcqRel) <= now
     }
 
     /// Steps through a page that is being written to: up to the first word that is still zero.
@@ -148,16 +160,18 @@ impl ExpiryCycle {
 
     fn pages_on_device(&mut self) {
         let now = self.inner.now_ms();
-        let begin = self.inner.log.boundaries.begin();
+        let log = Arc::clone(&self.inner.log);
+        let begin = log.geometry.page_start(log.boundaries.begin());
         let page = {
-            let mut cold =
-                self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+            let mut cold = log.cold_expiry.lock().expect("nothing panics under this lock");
             cold.retain(|page, _| *page >= begin);
-            cold.iter().find(|(_, earliest)| **earliest < now).map(|(page, _)| *page)
+            let due = |(_, earliest): &(&u64, &u64)| **earliest <= now;
+            let after = cold.range(self.cold_cursor + 1..).find(due);
+            after.or_else(|| cold.iter().find(due)).map(|(page, _)| *page)
         };
         let Some(page) = page else { return };
-        let log = Arc::clone(&self.inner.log);
-        let end = log.boundaries.flushed_until().min(page + log.geometry.page_words);
+        self.cold_cursor = page;
+        let end = log.boundaries.flushed_until().min(log.raw.end_of_page(page));
         let mut earliest = u64::MAX;
         let mut due = Vec::new();
         match log.raw.read_blocking(page, end) {

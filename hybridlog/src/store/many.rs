@@ -2,8 +2,8 @@
 //!
 //! All latches are held from the first read to the last publish, with the buckets' multi bit set
 //! while more than one key changes: readers, who take no latch, wait for it. Room for everything
-//! is in hand before the first effect. A command that needs more room than a quarter of the ring
-//! runs alone, at a safepoint ([`super::alone`]).
+//! is in hand before the first effect. A command that needs more room than a quarter of the ring,
+//! or that found some latch taken eight times, runs alone, at a safepoint ([`super::alone`]).
 
 use super::find::{Lookup, Pinned};
 use super::operation::{Operation, Stop};
@@ -14,8 +14,12 @@ use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::Loaded;
 use ferrite_index::{Address, KeyHash, Latch};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// After so many tries in which some latch was taken, a command runs alone.
+const PATIENCE: u32 = 8;
 
 /// The keys of [`Inside::update_many`]: what they hold, and what becomes of them.
 pub struct Many<'a, 'v> {
@@ -76,12 +80,15 @@ impl Inside<'_> {
         keys: &[(Database, &[u8])],
         mut f: impl FnMut(&mut Many<'_, 'v>) -> R,
     ) -> Result<R, Stop> {
-        op.begin(&mut self.credit)?;
+        op.begin(&mut self.credit);
         let tables = Arc::clone(self.tables);
         let places = self.places(&tables, keys);
         match self.try_update_many(op, &places, &mut f) {
             Ok(r) => Ok(r),
             Err(Blocked::Room(words)) if words > self.view.inner.log.geometry.ring_words() / 4 => {
+                self.update_many_alone(op, keys, &mut f)
+            }
+            Err(Blocked::Busy) if op.tries() >= PATIENCE => {
                 self.update_many_alone(op, keys, &mut f)
             }
             Err(blocked) => self.wait(op, blocked),
@@ -165,17 +172,19 @@ impl<'p> Latches<'p> {
     fn take<'a: 'p>(pinned: &Pinned<'p>, places: &[Place<'a>]) -> Result<Self, Blocked> {
         let mut latches: Vec<Latch<'p>> = Vec::with_capacity(places.len());
         let mut of_place = Vec::with_capacity(places.len());
+        // A bucket whose latch is held does not split, so its number stays true.
+        let mut held = HashMap::with_capacity(places.len());
         for place in places {
             let index = &place.slot.index;
-            let held = latches.iter().position(|l| l.covers(index, place.hash));
-            of_place.push(match held {
-                Some(at) => at,
-                None => {
-                    let latch = index.latch(pinned.pin, place.hash).map_err(|_| Blocked::Busy)?;
-                    latches.push(latch);
-                    latches.len() - 1
-                }
-            });
+            let bucket = (std::ptr::from_ref(index), index.bucket_number(place.hash));
+            if let Some(at) = held.get(&bucket) {
+                of_place.push(*at);
+                continue;
+            }
+            let latch = index.latch(pinned.pin, place.hash).map_err(|_| Blocked::Busy)?;
+            held.insert((bucket.0, index.bucket_number(place.hash)), latches.len());
+            of_place.push(latches.len());
+            latches.push(latch);
         }
         Ok(Self { latches, of_place })
     }
@@ -205,7 +214,7 @@ impl<'p> Latches<'p> {
 
 /// For each place the first one with the same key.
 pub(crate) fn first_places(places: &[Place<'_>]) -> Vec<usize> {
-    let mut first = std::collections::HashMap::with_capacity(places.len());
+    let mut first = HashMap::with_capacity(places.len());
     places
         .iter()
         .enumerate()

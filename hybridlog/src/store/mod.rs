@@ -163,19 +163,19 @@ impl Store {
         let recovered = recover::recover(&device, &config, geometry, &epoch, manifest)?;
         let Recovered { manifest, secret, tables, begin, start, mut report } = recovered;
         let cache = config.block_cache_size;
-        let log = Log::new(geometry, begin, start, Arc::clone(&device), epoch, cache).map_err(
-            |source| OpenError::Io {
+        let extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
+        let log = Log::new(geometry, begin, start, Arc::clone(&device), epoch, cache, extents)
+            .map_err(|source| OpenError::Io {
                 action: "map memory for",
                 path: config.directory.clone(),
                 source,
-            },
-        )?;
+            })?;
         log.expect_expiries(&manifest);
         report.duration = since.elapsed();
         let inner = Arc::new(Inner {
             smallest_bits: u32::from(manifest.index_smallest_bits),
             clock_ms: AtomicU64::new(report.taken_at_ms),
-            checkpointer: Mutex::new(Checkpointer { manifest, start }),
+            checkpointer: Mutex::new(Checkpointer { manifest, start, attempts: 0 }),
             config,
             log,
             pages: Arc::default(),
@@ -192,7 +192,14 @@ impl Store {
 
     fn run(inner: Arc<Inner>, lock: Option<DirectoryLock>) -> Self {
         let pages = PageThread::new(Arc::clone(&inner.log), Arc::clone(&inner.pages));
-        let page_thread = spawn("ferrite-pages", move || pages.run());
+        let page_thread = spawn("ferrite-pages", move || {
+            // Without it nothing is ever flushed: better a restart than a store that hangs.
+            let run = std::panic::AssertUnwindSafe(|| pages.run());
+            if std::panic::catch_unwind(run).is_err() {
+                tracing::error!("the page thread died; restart to recover");
+                std::process::abort();
+            }
+        });
         let store = Self(Arc::new(Running {
             inner,
             page_thread: Mutex::new(Some(page_thread)),
@@ -261,29 +268,38 @@ impl Store {
         if let Some(reason) = inner.log.health.refusal() {
             return Err(OperationError::NotWritable(reason));
         }
-        // Made before the gate is closed: the old ones go to whoever holds them last.
-        let mut fresh = Vec::new();
-        for _ in 0..inner.config.databases {
-            let index = recover::new_index(&inner.config, inner.smallest_bits, &inner.log.epoch);
-            fresh.push(index.map_err(|e| OperationError::NotWritable(e.to_string()))?);
-        }
-        let closed = inner.gate.close(&inner.log.epoch);
-        let floor = inner.log.tail.load();
-        inner.change_tables(|tables| {
-            for number in 0..tables.slots.len() as u8 {
-                let slot = &tables.slots[usize::from(number)];
+        // Indexes are made before the gate is closed, for the slots that hold something then; one
+        // that has filled since makes for another round.
+        loop {
+            let wanted = |tables: &Tables, slot: &Slot| {
                 let used = slot.counts().0 > 0 || slot.index.entries() > 0;
-                if flushed(tables, &number)
-                    && used
-                    && let Some(index) = fresh.pop()
-                {
-                    tables.slots[usize::from(number)] =
-                        Arc::new(Slot::new(number, index, floor, 0, 0));
-                }
+                used && flushed(tables, &slot.number)
+            };
+            let (_, tables) = inner.tables();
+            let mut fresh = Vec::new();
+            for _ in tables.slots.iter().filter(|slot| wanted(&tables, slot)) {
+                let index =
+                    recover::new_index(&inner.config, inner.smallest_bits, &inner.log.epoch);
+                fresh.push(index.map_err(|e| OperationError::NotWritable(e.to_string()))?);
             }
-        });
-        drop(closed);
-        Ok(())
+            let closed = inner.gate.close(&inner.log.epoch);
+            let (_, tables) = inner.tables();
+            let places: Vec<usize> =
+                (0..tables.slots.len()).filter(|p| wanted(&tables, &tables.slots[*p])).collect();
+            if places.len() > fresh.len() {
+                drop(closed);
+                continue;
+            }
+            let floor = inner.log.tail.load();
+            inner.change_tables(|tables| {
+                for (place, index) in places.into_iter().zip(fresh) {
+                    let number = tables.slots[place].number;
+                    tables.slots[place] = Arc::new(Slot::new(number, index, floor, 0, 0));
+                }
+            });
+            drop(closed);
+            return Ok(());
+        }
     }
 
     /// Swaps two databases at a safepoint.

@@ -40,8 +40,14 @@ pub struct Operation {
 #[derive(Default)]
 struct State {
     fetched: Vec<Fetched>,
+    /// Reads that failed: they fail the command if it needs the record.
+    failed: Vec<(Address, ReadFailure)>,
     fetches: Option<Arc<Fetches>>,
     waiting_for_room: Option<(Arc<Grant>, Arc<Log>)>,
+    /// How often it found a bucket busy.
+    tries: u32,
+    /// Where a random choice starts, the same at each try.
+    seed: Option<u64>,
 }
 
 impl std::fmt::Debug for State {
@@ -60,7 +66,7 @@ struct Fetches {
 #[derive(Default)]
 struct FetchesInner {
     outstanding: Vec<Address>,
-    arrived: Vec<Result<Fetched, ReadFailure>>,
+    arrived: Vec<Result<Fetched, (Address, ReadFailure)>>,
 }
 
 impl Operation {
@@ -75,25 +81,41 @@ impl Operation {
     }
 
     /// Takes in what has arrived since the last try; adds granted room to `credit`.
-    pub(crate) fn begin(&mut self, credit: &mut u64) -> Result<(), Stop> {
-        let Some(state) = &mut self.state else { return Ok(()) };
+    pub(crate) fn begin(&mut self, credit: &mut u64) {
+        let Some(state) = &mut self.state else { return };
         if let Some((grant, _)) = state.waiting_for_room.take() {
             *credit += grant.take();
         }
-        let Some(fetches) = &state.fetches else { return Ok(()) };
+        let Some(fetches) = &state.fetches else { return };
         let arrived = std::mem::take(&mut fetches.lock().arrived);
         for result in arrived {
             match result {
                 Ok(fetched) => state.fetched.push(fetched),
-                Err(e) => return Err(OperationError::Unreadable(e).into()),
+                Err((address, e)) => state.failed.push((address, e)),
             }
         }
-        Ok(())
+    }
+
+    /// Why a record that is needed cannot be had, if its read has failed.
+    pub(crate) fn failure(&self, address: Address) -> Option<OperationError> {
+        let failed = &self.state.as_ref()?.failed;
+        let (_, why) = failed.iter().find(|(a, _)| *a == address)?;
+        Some(OperationError::Unreadable(why.clone()))
     }
 
     /// A record that this operation has fetched.
     pub(crate) fn fetched(&self, address: Address) -> Option<&Fetched> {
         self.state.as_ref()?.fetched.iter().find(|f| f.address == address)
+    }
+
+    /// How often it was sent away by a busy bucket.
+    pub(crate) fn tries(&self) -> u32 {
+        self.state.as_ref().map_or(0, |state| state.tries)
+    }
+
+    /// The operation's random number: drawn at its first try.
+    pub(crate) fn seed(&mut self, draw: impl FnOnce() -> u64) -> u64 {
+        *self.state.get_or_insert_default().seed.get_or_insert_with(draw)
     }
 
     /// Keeps a record that was fetched for this operation otherwise.
@@ -127,7 +149,8 @@ impl Operation {
     }
 
     /// Asks to be called again in the next round.
-    pub(crate) fn again_soon(&self, ready: &ReadyQueue) {
+    pub(crate) fn again_soon(&mut self, ready: &ReadyQueue) {
+        self.state.get_or_insert_default().tries += 1;
         ready.push(self.token);
     }
 }
@@ -144,7 +167,7 @@ impl Fetches {
     fn arrived(&self, address: Address, result: Result<Fetched, ReadFailure>) {
         let mut inner = self.lock();
         inner.outstanding.retain(|a| *a != address);
-        inner.arrived.push(result);
+        inner.arrived.push(result.map_err(|e| (address, e)));
         let last = inner.outstanding.is_empty();
         drop(inner);
         if last {

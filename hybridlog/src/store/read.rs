@@ -9,7 +9,10 @@ use super::session::Inside;
 use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
-use ferrite_index::{Address, Busy, SharedLatch};
+use ferrite_index::{Address, Busy, KeyHash, SharedLatch};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 /// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
 const PATIENCE: u32 = 32;
@@ -38,8 +41,8 @@ impl Inside<'_> {
         key: &[u8],
         f: impl FnOnce(Option<Value<'_>>) -> R,
     ) -> Result<R, Stop> {
-        op.begin(&mut self.credit)?;
-        let slot = std::sync::Arc::clone(self.tables.slot(db));
+        op.begin(&mut self.credit);
+        let slot = Arc::clone(self.tables.slot(db));
         let hash = self.view.inner.secret.hash(key);
         for _ in 0..PATIENCE {
             let pinned = self.view.pinned(&self.pin);
@@ -48,11 +51,16 @@ impl Inside<'_> {
                 Ok(lookup) => lookup,
                 Err(missing) => return self.wait(op, Blocked::Fetch(vec![missing])),
             };
-            let loaded = lookup.load(&mut self.scratch.value);
+            let Some(located) = lookup.present() else {
+                if !probe.still_open() {
+                    continue;
+                }
+                return Ok(f(None));
+            };
+            let Some(loaded) = located.record.try_load(&mut self.scratch.value) else { continue };
             if !probe.still_open() {
                 continue;
             }
-            let (Some(loaded), Some(located)) = (loaded, lookup.at) else { return Ok(f(None)) };
             if pinned.is_due(loaded.expires_at_ms) {
                 let r = f(None);
                 self.remove_expired(op, db, key);
@@ -71,27 +79,47 @@ impl Inside<'_> {
         keys: &[&[u8]],
         mut f: impl FnMut(usize, Option<Value<'_>>),
     ) -> Result<(), Stop> {
-        op.begin(&mut self.credit)?;
-        let slot = std::sync::Arc::clone(self.tables.slot(db));
+        op.begin(&mut self.credit);
+        let slot = Arc::clone(self.tables.slot(db));
         let pinned = self.view.pinned(&self.pin);
         let secret = &pinned.inner.secret;
-        let latches: Result<Vec<SharedLatch<'_>>, Busy> =
-            keys.iter().map(|key| slot.index.latch_shared(pinned.pin, secret.hash(key))).collect();
-        let Ok(latches) = latches else { return self.wait(op, Blocked::Busy) };
-        let mut missing: Vec<Address> = Vec::new();
-        for (key, latch) in keys.iter().zip(&latches) {
-            let first = latch.address(secret.hash(key), false);
-            missing.extend(pinned.find(op, first, key).err());
+        let hashes: Vec<KeyHash> = keys.iter().map(|key| secret.hash(key)).collect();
+        // One share a bucket, however often a key stands: shares are counted in 15 bits.
+        let mut shares: HashMap<u64, SharedLatch<'_>> = HashMap::with_capacity(keys.len());
+        for hash in &hashes {
+            if let Entry::Vacant(vacant) = shares.entry(slot.index.bucket_number(*hash)) {
+                match slot.index.latch_shared(pinned.pin, *hash) {
+                    Ok(share) => drop(vacant.insert(share)),
+                    Err(Busy) => {
+                        drop(shares);
+                        return self.wait(op, Blocked::Busy);
+                    }
+                }
+            }
         }
+        // A bucket that is held does not split, so each number still leads to its share; one that
+        // split before its share was taken is held under its old number.
+        let first = |hash: &KeyHash| {
+            let share = shares.get(&slot.index.bucket_number(*hash));
+            share.filter(|s| s.covers(&slot.index, *hash)).map(|s| s.address(*hash, false))
+        };
+        let Some(firsts) = hashes.iter().map(first).collect::<Option<Vec<_>>>() else {
+            drop(shares);
+            return self.wait(op, Blocked::Busy);
+        };
+        let missing: Vec<Address> = keys
+            .iter()
+            .zip(&firsts)
+            .filter_map(|(key, first)| pinned.find(op, *first, key).err())
+            .collect();
         if !missing.is_empty() {
-            drop(latches);
+            drop(shares);
             return self.wait(op, Blocked::Fetch(missing));
         }
         let mut expired = Vec::new();
-        for (i, (key, latch)) in keys.iter().zip(&latches).enumerate() {
-            let first = latch.address(secret.hash(key), false);
+        for (i, (key, first)) in keys.iter().zip(&firsts).enumerate() {
             let lookup = pinned
-                .find(op, first, key)
+                .find(op, *first, key)
                 .expect("found a moment ago, and the shared latch keeps writers out");
             let loaded = lookup.load(&mut self.scratch.value);
             match (loaded, lookup.at) {
@@ -105,7 +133,7 @@ impl Inside<'_> {
                 _ => f(i, None),
             }
         }
-        drop(latches);
+        drop(shares);
         expired.into_iter().for_each(|i| self.remove_expired(op, db, keys[i]));
         Ok(())
     }

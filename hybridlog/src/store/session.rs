@@ -29,14 +29,24 @@ pub(crate) struct Scratch {
     pub value: Vec<u8>,
     /// What an update's closure makes.
     pub out: Vec<u8>,
-    seed: u64,
+    random: Random,
 }
 
 impl Scratch {
-    /// A number that need not be unpredictable (splitmix64, Steele et al. 2014).
+    /// A number that need not be unpredictable.
     pub fn random(&mut self) -> u64 {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.random.next()
+    }
+}
+
+/// splitmix64 (Steele, Lea, Flood 2014): the same seed gives the same numbers.
+#[derive(Default)]
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
@@ -58,7 +68,7 @@ impl Session {
             ready: Arc::new(ReadyQueue::new(notify)),
             tables,
             generation,
-            scratch: Scratch { seed, ..Scratch::default() },
+            scratch: Scratch { random: Random(seed), ..Scratch::default() },
         }
     }
 
@@ -68,16 +78,31 @@ impl Session {
         let Self { inner, participant, ready, tables, generation, scratch } = self;
         let inner: &Arc<Inner> = inner;
         let pin = participant.enter(&inner.gate);
-        if inner.generation() != *generation {
-            (*generation, *tables) = inner.tables();
-        }
+        take_tables(inner, generation, tables);
         let view = View::load(inner, &pin);
-        Inside { view, pin: Some(pin), inner, participant, tables, ready, scratch, credit: 0 }
+        Inside {
+            view,
+            pin: Some(pin),
+            inner,
+            participant,
+            tables,
+            generation,
+            ready,
+            scratch,
+            credit: 0,
+        }
     }
 
     /// Moves the tokens of operations that can go on to the end of `into`.
     pub fn ready(&mut self, into: &mut Vec<Token>) {
         self.ready.drain(into);
+    }
+}
+
+/// Takes the tables anew if a safepoint has replaced them. Call it after the pin.
+pub(crate) fn take_tables(inner: &Inner, generation: &mut u64, tables: &mut Arc<Tables>) {
+    if inner.generation() != *generation {
+        (*generation, *tables) = inner.tables();
     }
 }
 
@@ -88,7 +113,8 @@ pub struct Inside<'s> {
     pub(crate) pin: Option<Pin<'s>>,
     pub(crate) inner: &'s Arc<Inner>,
     pub(crate) participant: &'s Participant,
-    pub(crate) tables: &'s Arc<Tables>,
+    pub(crate) tables: &'s mut Arc<Tables>,
+    pub(crate) generation: &'s mut u64,
     pub(crate) ready: &'s Arc<ReadyQueue>,
     pub(crate) scratch: &'s mut Scratch,
     /// Room in the log that this stay may use, in words; given back before it leaves.
@@ -107,6 +133,9 @@ impl Inside<'_> {
         match blocked {
             Blocked::Busy => op.again_soon(self.ready),
             Blocked::Fetch(missing) => {
+                if let Some(e) = missing.iter().find_map(|address| op.failure(*address)) {
+                    return Err(Stop::Failed(e));
+                }
                 missing.into_iter().for_each(|address| op.fetch(address, log, self.ready));
             }
             Blocked::Room(words) => op.wait_for_room(words, log, self.ready),

@@ -23,7 +23,7 @@ impl Inside<'_> {
         key: &[u8],
         mut f: impl FnMut(Option<Value<'_>>, &mut Vec<u8>) -> (Change<'v>, R),
     ) -> Result<R, Stop> {
-        op.begin(&mut self.credit)?;
+        op.begin(&mut self.credit);
         match self.try_update(op, db, key, &mut f) {
             Ok(r) => Ok(r),
             Err(blocked) => self.wait(op, blocked),
@@ -80,6 +80,7 @@ impl Inside<'_> {
             pinned.inner.check_size(key, value.len())?;
         }
         let mut target = Target { slot: &slot, latch: &mut latch, hash, key, lookup };
+        target.reserve(&pinned)?;
         pinned.apply(&mut target, effect, &mut self.credit, &mut scratch.value)?;
         if due {
             pinned.inner.log.counters.expired.fetch_add(1, Ordering::Relaxed);

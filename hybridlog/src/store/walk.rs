@@ -1,7 +1,7 @@
 //! Walks over all keys, a bucket at a time, with SCAN's guarantee; and a random key.
 
 use super::operation::{Operation, Stop};
-use super::session::Inside;
+use super::session::{Inside, Random};
 use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
@@ -22,7 +22,7 @@ impl Inside<'_> {
         cursor: u64,
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
-        op.begin(&mut self.credit)?;
+        op.begin(&mut self.credit);
         let slot = Arc::clone(self.tables.slot(db));
         let mut heads = Vec::new();
         let next = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, |address, node| {
@@ -43,8 +43,9 @@ impl Inside<'_> {
     ) -> Result<R, Stop> {
         let slot = Arc::clone(self.tables.slot(db));
         let mut cursor = 0;
+        let mut random = Random(op.seed(|| self.scratch.random()));
         for attempt in 0.. {
-            op.begin(&mut self.credit)?;
+            op.begin(&mut self.credit);
             let mut heads = Vec::new();
             let collect = |address, node: bool| {
                 if !node {
@@ -52,13 +53,13 @@ impl Inside<'_> {
                 }
             };
             if attempt < RANDOM_TRIES {
-                slot.index.sample(self.view.pinned(&self.pin).pin, self.scratch.random(), collect);
+                slot.index.sample(self.view.pinned(&self.pin).pin, random.next(), collect);
             } else {
                 // A sparse table: go through all of it.
                 cursor = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, collect);
             }
             let mut found: Option<(Vec<u8>, usize)> = None;
-            let (pick, mut seen) = (self.scratch.random(), 0);
+            let (pick, mut seen) = (random.next(), 0);
             self.visit_chains(op, &heads, |value| {
                 seen += 1;
                 if pick.is_multiple_of(seen) || found.is_none() {
@@ -104,7 +105,13 @@ impl Inside<'_> {
             if record.info().is_tombstone() {
                 continue;
             }
-            let loaded = record.load(&mut self.scratch.value);
+            let loaded = loop {
+                // Only while one writer is inside this very value, for a few words.
+                if let Some(loaded) = record.try_load(&mut self.scratch.value) {
+                    break loaded;
+                }
+                std::thread::yield_now();
+            };
             if !pinned.is_due(loaded.expires_at_ms) {
                 f(Value::new(record, &loaded));
             }

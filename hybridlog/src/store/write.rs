@@ -10,8 +10,8 @@
 //! A copy or tombstone that replaces the chain's head takes over the head's previous address, so
 //! the old version leaves the chain. A deleted key that was alone in its chain loses its entry.
 //!
-//! Every step that can fail comes before the first that shows: room ([`Blocked::Room`]) and the
-//! index's capacity.
+//! Every step that can fail comes before the first that shows: the caller has reserved the entry
+//! in the index ([`Target::reserve`]), and here only room can be missing ([`Blocked::Room`]).
 
 use super::find::{Lookup, Pinned};
 use super::tables::Slot;
@@ -49,6 +49,13 @@ pub(crate) struct Target<'a, 'p> {
     pub lookup: Lookup<'a>,
 }
 
+impl Target<'_, '_> {
+    /// Makes sure that the key's entry can be set. Once for each key of a command.
+    pub fn reserve(&self, pinned: &Pinned<'_>) -> Result<(), Blocked> {
+        self.latch.reserve(self.hash, false).map_err(|_| pinned.inner.index_full())
+    }
+}
+
 impl Pinned<'_> {
     /// Words of credit that surely suffice for the effect.
     pub fn room_for(&self, target_key: &[u8], effect: Effect<'_>, old_length: usize) -> u64 {
@@ -57,7 +64,7 @@ impl Pinned<'_> {
             Effect::Put { value, .. } => value.len(),
             Effect::Expire(_) => old_length,
         };
-        let capacity = in_place_capacity(value).unwrap_or(value);
+        let capacity = in_place_capacity(value, usize::MAX).unwrap_or(value);
         let bytes = crate::record::HEADER_LIMIT + target_key.len().next_multiple_of(8) + capacity;
         2 * (bytes as u64).div_ceil(8)
     }
@@ -99,7 +106,8 @@ impl Pinned<'_> {
             }
             self.inner.log.counters.in_place.fetch_add(1, Ordering::Relaxed);
         } else {
-            let capacity = present.and_then(|_| in_place_capacity(value.len()));
+            let limit = self.inner.value_limit(target.key.len());
+            let capacity = present.and_then(|_| in_place_capacity(value.len(), limit));
             let draft = Draft {
                 slot: target.slot.number,
                 key: target.key,
@@ -133,6 +141,7 @@ impl Pinned<'_> {
             if let Some(at) = at {
                 self.inner.log.note_expiry(located.address.raw(), at);
             }
+            self.inner.log.counters.in_place.fetch_add(1, Ordering::Relaxed);
             target.slot.count(Some(before.is_some()), Some(at.is_some()));
             return Ok(());
         }
@@ -148,6 +157,7 @@ impl Pinned<'_> {
             first == Some(located.address) && !self.is_live(located.record.info().previous());
         if located.mutable {
             located.record.mark_tombstone();
+            self.inner.log.counters.in_place.fetch_add(1, Ordering::Relaxed);
         } else {
             let draft = Draft::tombstone(target.slot.number, target.key);
             self.publish(target, &draft, credit)?;
@@ -173,7 +183,6 @@ impl Pinned<'_> {
             _ => first,
         };
         let previous = if self.is_live(previous) { previous } else { Address::INVALID };
-        target.latch.reserve(target.hash, false).map_err(|_| self.inner.index_full())?;
         self.top_up(2 * draft.words(), credit);
         let address = self
             .inner

@@ -67,15 +67,28 @@ struct Inner {
     device: Arc<dyn Device>,
     geometry: Geometry,
     cache: BlockCache,
+    /// What earlier runs left, ascending: nothing lies between an extent's end and the next one.
+    extents: Vec<(u64, u64)>,
     reads: Counter,
     read_bytes: Counter,
 }
 
 impl RawSegments {
-    pub fn new(device: Arc<dyn Device>, geometry: Geometry, cache_bytes: u64) -> Self {
+    pub fn new(
+        device: Arc<dyn Device>,
+        geometry: Geometry,
+        cache_bytes: u64,
+        extents: Vec<(u64, u64)>,
+    ) -> Self {
         let cache = BlockCache::new(cache_bytes);
-        let inner =
-            Inner { device, geometry, cache, reads: Counter::new(0), read_bytes: Counter::new(0) };
+        let inner = Inner {
+            device,
+            geometry,
+            cache,
+            extents,
+            reads: Counter::new(0),
+            read_bytes: Counter::new(0),
+        };
         Self(Arc::new(inner))
     }
 
@@ -86,6 +99,14 @@ impl RawSegments {
 
     pub fn cache_bytes(&self) -> u64 {
         self.0.cache.bytes()
+    }
+
+    /// Where the written part of an address's page ends: at the page's end, or at the cut that
+    /// ended an earlier run.
+    pub fn end_of_page(&self, address: u64) -> u64 {
+        let page_end = self.0.geometry.page_start(address) + self.0.geometry.page_words;
+        let extent = self.0.extents.iter().find(|(from, to)| (*from..*to).contains(&address));
+        extent.map_or(page_end, |(_, to)| page_end.min(*to))
     }
 
     /// Says that checksums of these blocks were written: forget what the cache holds of them.
@@ -100,8 +121,7 @@ impl RawSegments {
         let block_words = (ALIGNMENT / 8) as u64;
         let first = address.raw() / block_words * block_words;
         let end = (address.raw() + FIRST_READ / 8).next_multiple_of(block_words);
-        let page_end = self.0.geometry.page_start(address.raw()) + self.0.geometry.page_words;
-        self.fetch_blocks(address, first, end.min(page_end), done);
+        self.fetch_blocks(address, first, end.min(self.end_of_page(address.raw())), done);
     }
 
     fn fetch_blocks(&self, address: Address, first: u64, end: u64, done: Done<Fetched>) {
@@ -121,9 +141,11 @@ impl RawSegments {
         let offset = (address.raw() - first) as usize * 8;
         let segment_end =
             (self.0.geometry.segment_of(address.raw()) + 1) * self.0.geometry.segment_words;
+        if buffer.len() < offset + 16 {
+            return done(Err(format!("{address:?} is no record's address: too close to an end")));
+        }
         let header = NonNull::from(&buffer[offset..]).cast::<AtomicU64>();
-        // SAFETY: addresses of records leave at least two words before the block's end or the
-        // read covers the next block too, so info and shape are inside the buffer.
+        // SAFETY: two words, info and shape, are inside the buffer.
         let record = unsafe { RecordRef::new(header) };
         let (info, shape) = (record.info(), record.shape());
         if !info.is_valid() || !shape.is_plausible(info, segment_end - address.raw()) {
@@ -254,6 +276,7 @@ impl Verified {
             }
             if !self.second_try {
                 self.second_try = true;
+                // A flush may have filled a cached side block meanwhile.
                 self.this.side_written(self.segment(), blocks.start, blocks.end - blocks.start);
                 return self.start();
             }
