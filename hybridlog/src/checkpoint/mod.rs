@@ -115,7 +115,11 @@ fn image_for(
     let fuzzy_start = tail;
     // Whoever reserved a place below `fuzzy_start` publishes it before the image begins.
     inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
-    let length = image::write(inner, number).map_err(|e| failed("writing the index image", e))?;
+    let length = image::write(inner, number).map_err(|e| {
+        // What is there of it only takes space; the next start removes it at the latest.
+        drop(inner.log.device.remove(FileId::Index(number)));
+        failed("writing the index image", e)
+    })?;
     Ok((ImageRef { number, fuzzy_start, length }, length))
 }
 
@@ -190,7 +194,8 @@ fn next_manifest(state: &Checkpointer, number: u64, image: ImageRef, cut: Cut) -
     // It never moves down: an empty database needed nothing of the log then, and what was written
     // into it since lies above.
     let begin = begin.max(manifest.newest().map_or(0, |c| c.begin));
-    extents.retain(|(_, to)| *to > begin);
+    // An extent without a record has no segment either: a start would miss its file.
+    extents.retain(|(from, to)| *to > begin && from < to);
     let taken_at_ms = cut.taken_at_ms;
     let (map, slots) = (cut.map, cut.slots);
     let cut = cut.address;
