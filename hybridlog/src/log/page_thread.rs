@@ -368,7 +368,7 @@ impl PageThread {
         if error.kind() == io::ErrorKind::StorageFull {
             self.log.health.full(Some(format!("the disk that holds {place} is full")));
             self.retry_at = Some(Instant::now() + SPACE_INTERVAL);
-        } else if self.log.health.is_writable() {
+        } else if self.log.health.breakage().is_none() {
             self.log.health.broke(format!("writing to {place} failed: {error}"));
         }
     }

@@ -4,7 +4,7 @@
 //! then wait, unpinned, for frames and for reads of records it has itself pushed out of memory:
 //! their supply depends on the page thread and the device only, on no latch and no gate.
 
-use super::find::View;
+use super::find::{Lookup, View};
 use super::many::{Many, Place, Planned, decide, effects, first_places};
 use super::operation::{Operation, ReadyQueue, Stop};
 use super::session::{Inside, take_tables};
@@ -132,12 +132,24 @@ impl<'s> Inside<'s> {
         {
             return Err(Blocked::Failed(OperationError::NotWritable(reason)));
         }
+        let expired = |lookup: &Lookup<'_>| {
+            lookup.present().is_some_and(|l| pinned.is_due(l.record.expires_at_ms()))
+        };
         let mut decided = Vec::new();
         for (i, wanted) in wanted.into_iter().enumerate() {
             if !wanted {
                 continue;
             }
-            let planned = changes[i].take().unwrap_or(Planned::Given(Change::Delete));
+            let planned = match changes[i].take() {
+                // Wanted all the same: the key has expired.
+                None | Some(Planned::Given(Change::Keep | Change::PutScratch { .. })) => {
+                    Planned::Given(Change::Delete)
+                }
+                Some(Planned::Given(Change::Expire(_))) if expired(&lookups[i]) => {
+                    Planned::Given(Change::Delete)
+                }
+                Some(planned) => planned,
+            };
             let length = match &planned {
                 Planned::Given(Change::Put { value, .. }) => value.len(),
                 Planned::Owned { value, .. } => value.len(),

@@ -70,7 +70,8 @@ impl ExpiryCycle {
         let control = Arc::clone(&self.inner.expiry);
         let mut rest = PERIOD;
         while !control.sleep(rest) {
-            if control.paused.load(Ordering::Relaxed) {
+            // What cannot be removed now must not be forgotten.
+            if control.paused.load(Ordering::Relaxed) || !self.inner.log.health.is_writable() {
                 rest = PERIOD;
                 continue;
             }

@@ -8,7 +8,7 @@ use super::tables::Database;
 use super::value::{Change, Value};
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
-use crate::record::KEY_LIMIT;
+use crate::record::{HEADER_LIMIT, KEY_LIMIT};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -98,9 +98,9 @@ impl super::Inner {
 
     /// Refuses what no page can hold.
     pub fn check_size(&self, key: &[u8], value_length: usize) -> Result<(), Blocked> {
-        let limit = self.value_limit(key.len());
-        if key.len() > KEY_LIMIT || value_length > limit {
-            let needed = value_length + key.len();
+        let needed = HEADER_LIMIT + key.len().next_multiple_of(8) + value_length;
+        let limit = self.config.page_size as usize;
+        if key.len() > KEY_LIMIT || needed > limit {
             return Err(Blocked::Failed(OperationError::TooLarge { needed, limit }));
         }
         Ok(())
