@@ -17,6 +17,7 @@
 use crate::client::{Client, ReplyMode};
 use crate::commands::args::Args;
 use crate::commands::{self, Call, Entry, OutsideCall, Ran, Run, table};
+use crate::context::unix_ms;
 use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
 use crate::limits::Limits;
@@ -513,6 +514,10 @@ impl Connection {
             unreachable!("a batch runs what runs inside, and resolve gives no containers")
         };
         host.ledger.start(entry.id, &host.context.workers[host.number]);
+        // Before it runs: CLIENT LIST shows itself.
+        self.client.shared.last_command.store(entry.id as u32, Relaxed);
+        self.client.shared.db.store(self.client.db.0, Relaxed);
+        self.client.shared.active_at_ms.store(unix_ms(), Relaxed);
         let begun = self.output.len();
         let Self { client, input, frame, decoder, queue, output, .. } = self;
         let args = match queue.front() {

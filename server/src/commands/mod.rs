@@ -15,6 +15,8 @@
 
 mod admin;
 pub mod args;
+mod client;
+mod command;
 mod config;
 mod connection;
 mod expiry;
@@ -44,6 +46,7 @@ use std::sync::Arc;
 const FAMILIES: &[&[CommandSpec]] = &[
     admin::COMMANDS,
     config::COMMANDS,
+    command::COMMANDS,
     connection::COMMANDS,
     info::COMMANDS,
     keys::COMMANDS,
