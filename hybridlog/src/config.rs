@@ -85,10 +85,10 @@ impl Config {
         })
     }
 
-    /// log2 of the buckets of the smallest index: 1/64 of the memory, 64 bytes a bucket, so that
-    /// the largest table (256 times that) indexes a log far larger than memory.
+    /// log2 of the buckets of the smallest index: 1/512 of the memory, 64 bytes a bucket, so that a
+    /// walk over few keys is short and the largest table (256 times that) is half of the memory.
     pub(crate) fn index_smallest_bits(&self) -> u32 {
-        let buckets = (self.mutable_size + self.readonly_size) / 64 / 64;
+        let buckets = (self.mutable_size + self.readonly_size) / 512 / 64;
         buckets.max(1).ilog2().clamp(4, 20)
     }
 }

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn value(bytes: &[u8], encoding: u8) -> Value<'_> {
-        Value { key: b"k", bytes, expires_at_ms: None, encoding, stored_bytes: 0, idle_ms: 0 }
+        Value { key: b"k", bytes, expires_at_ms: None, encoding, stored_bytes: 0, address: 0 }
     }
 
     #[test]

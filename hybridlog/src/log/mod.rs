@@ -8,6 +8,7 @@
 //! One page thread ([`page_thread`]) owns every transition of a frame. Writers hold tickets
 //! ([`tail`]), so an append never waits; who finds no room queues up in [`room`].
 
+pub(crate) mod ages;
 pub(crate) mod boundaries;
 pub(crate) mod frames;
 pub(crate) mod page_thread;
@@ -19,6 +20,7 @@ use crate::config::Geometry;
 use crate::device::Device;
 use crate::record::{Draft, RecordRef};
 use crate::tier::raw::RawSegments;
+use ages::Ages;
 use boundaries::Boundaries;
 use ferrite_index::{Address, Epoch, Pin};
 use frames::Frames;
@@ -40,6 +42,7 @@ pub(crate) struct Log {
     pub epoch: Arc<Epoch>,
     pub health: Health,
     pub counters: Counters,
+    pub ages: Ages,
     /// The earliest expiry of each page in memory, by frame; `u64::MAX` is none.
     page_expiry: Vec<AtomicU64>,
     /// The same for pages that left memory, by the page's start.
@@ -144,6 +147,7 @@ impl Log {
             epoch,
             health: Health::default(),
             counters: Counters::default(),
+            ages: Ages::default(),
             page_expiry,
             cold_expiry: Mutex::default(),
             frames: Arc::new(Frames::new(geometry)?),

@@ -171,6 +171,7 @@ impl PageThread {
         }
         self.read_only_pending = None;
         self.log.boundaries.read_only_is_safe(to);
+        self.log.ages.note(to, crate::store::unix_ms());
         true
     }
 

@@ -238,7 +238,7 @@ pub(crate) fn decide<'v, R>(
         .zip(lookups)
         .map(|(loaded, lookup)| match (loaded, lookup.at) {
             (Some(loaded), Some(located)) if !pinned.is_due(loaded.expires_at_ms) => {
-                Some(Value::new(located.record, loaded))
+                Some(Value::new(located.address, located.record, loaded))
             }
             _ => None,
         })

@@ -171,6 +171,7 @@ impl Store {
                 source,
             })?;
         log.expect_expiries(&manifest);
+        log.ages.note(start, report.taken_at_ms);
         report.duration = since.elapsed();
         let inner = Arc::new(Inner {
             smallest_bits: u32::from(manifest.index_smallest_bits),
@@ -367,6 +368,11 @@ impl Store {
     pub fn close(self) {}
 }
 
+/// The system's clock.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
 impl Inner {
     /// The tables and the number of their generation.
     pub fn tables(&self) -> (u64, Arc<Tables>) {
@@ -389,7 +395,7 @@ impl Inner {
 
     /// Unix milliseconds; never goes back, over restarts neither.
     pub fn now_ms(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let now = unix_ms();
         let last = self.clock_ms.load(Ordering::Relaxed);
         if now > last {
             self.clock_ms.fetch_max(now, Ordering::Relaxed);

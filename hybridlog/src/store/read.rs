@@ -66,7 +66,7 @@ impl Inside<'_> {
                 self.remove_expired(op, db, key);
                 return Ok(r);
             }
-            return Ok(f(Some(Value::new(located.record, &loaded))));
+            return Ok(f(Some(Value::new(located.address, located.record, &loaded))));
         }
         self.wait(op, Blocked::Busy)
     }
@@ -128,7 +128,7 @@ impl Inside<'_> {
                     f(i, None);
                 }
                 (Some(loaded), Some(located)) => {
-                    f(i, Some(Value::new(located.record, &loaded)));
+                    f(i, Some(Value::new(located.address, located.record, &loaded)));
                 }
                 _ => f(i, None),
             }

@@ -127,6 +127,12 @@ impl Inside<'_> {
         self.view.now_ms
     }
 
+    /// A lower bound of the time since the record at [`crate::Value::address`] was written, in
+    /// milliseconds: 0 while it lies in the mutable region, where it may be written in place.
+    pub fn idle_ms(&self, address: u64) -> u64 {
+        self.inner.log.ages.idle_ms(address, self.view.now_ms)
+    }
+
     /// Arranges that the operation is called again once what blocks it may have passed.
     pub(crate) fn wait<R>(&self, op: &mut Operation, blocked: Blocked) -> Result<R, Stop> {
         let log = &self.inner.log;

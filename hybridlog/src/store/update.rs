@@ -49,7 +49,9 @@ impl Inside<'_> {
         let loaded = lookup.load(&mut scratch.value);
         let due = loaded.as_ref().is_some_and(|l| pinned.is_due(l.expires_at_ms));
         let value = match (&loaded, lookup.at) {
-            (Some(loaded), Some(located)) if !due => Some(Value::new(located.record, loaded)),
+            (Some(loaded), Some(located)) if !due => {
+                Some(Value::new(located.address, located.record, loaded))
+            }
             _ => None,
         };
         let was_there = value.is_some();

@@ -1,6 +1,7 @@
 //! What operations see of a key and what they make of it.
 
 use crate::record::{Loaded, RecordRef};
+use ferrite_index::Address;
 
 /// A stored value as an operation sees it.
 #[derive(Clone, Copy, Debug)]
@@ -15,13 +16,12 @@ pub struct Value<'a> {
     pub encoding: u8,
     /// Bytes that the record takes in the log.
     pub stored_bytes: usize,
-    /// A lower bound of the milliseconds since the value was written: 0 while it lies in the
-    /// mutable region.
-    pub idle_ms: u64,
+    /// Where the record lies in the log, in words of 8 bytes; [`crate::Inside::idle_ms`] takes it.
+    pub address: u64,
 }
 
 impl<'a> Value<'a> {
-    pub(crate) fn new(record: RecordRef<'a>, loaded: &Loaded<'a>) -> Self {
+    pub(crate) fn new(address: Address, record: RecordRef<'a>, loaded: &Loaded<'a>) -> Self {
         let shape = record.shape();
         Self {
             key: record.key(),
@@ -29,7 +29,7 @@ impl<'a> Value<'a> {
             expires_at_ms: loaded.expires_at_ms,
             encoding: shape.encoding(),
             stored_bytes: shape.words() as usize * 8,
-            idle_ms: 0,
+            address: address.raw(),
         }
     }
 }

@@ -8,6 +8,8 @@ use super::write::Blocked;
 use ferrite_index::Address;
 use std::sync::Arc;
 
+/// Empty buckets that one step of a walk passes over.
+const EMPTY_BUCKETS: u32 = 256;
 /// Random buckets tried before a sparse table is walked from a random place on.
 const RANDOM_TRIES: u32 = 64;
 
@@ -25,11 +27,17 @@ impl Inside<'_> {
         op.begin(&mut self.credit);
         let slot = Arc::clone(self.tables.slot(db));
         let mut heads = Vec::new();
-        let next = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, |address, node| {
-            if !node {
-                heads.push(address);
+        let mut next = cursor;
+        for _ in 0..EMPTY_BUCKETS {
+            next = slot.index.walk(self.view.pinned(&self.pin).pin, next, |address, node| {
+                if !node {
+                    heads.push(address);
+                }
+            });
+            if next == 0 || !heads.is_empty() {
+                break;
             }
-        });
+        }
         self.visit_chains(op, &heads, f)?;
         Ok(next)
     }
@@ -73,7 +81,7 @@ impl Inside<'_> {
                     expires_at_ms: None,
                     encoding: 0,
                     stored_bytes,
-                    idle_ms: 0,
+                    address: 0,
                 };
                 return Ok(f(Some(value)));
             }
@@ -113,7 +121,7 @@ impl Inside<'_> {
                 std::thread::yield_now();
             };
             if !pinned.is_due(loaded.expires_at_ms) {
-                f(Value::new(record, &loaded));
+                f(Value::new(address, record, &loaded));
             }
         }
         Ok(())

@@ -87,7 +87,11 @@ fn frequency(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn idle_time(call: &mut Call<'_, '_>) -> Outcome {
-    inspect(call, |value, reply| reply.integer((value.idle_ms / 1000) as i64))?;
+    let mut address = 0;
+    if inspect(call, |value, _| address = value.address)? {
+        let idle_ms = call.inside.idle_ms(address);
+        call.reply.integer((idle_ms / 1000) as i64);
+    }
     Ok(())
 }
 
