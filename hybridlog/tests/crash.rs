@@ -1,0 +1,483 @@
+//! What a store finds after a power cut, a failing disk, a full disk and flipped bits.
+//!
+//! A scripted life runs on the simulated device, which is cut at each of its I/Os in turn, and once
+//! more at each I/O of the recovery. What is found afterwards is exactly the state of the last
+//! checkpoint that was reported, or of the one being taken when the power went. The same life meets
+//! one error at each I/O in turn, and each file is damaged at many places: the start is refused by
+//! name, a read fails, or the data is right.
+
+mod support;
+
+use ferrite_hybridlog::device::fault::{Completion, Fault, FaultDevice, Operation};
+use ferrite_hybridlog::device::{Device, FileId};
+use ferrite_hybridlog::{
+    BlockingSession, Change, Config, Database, OpenError, OperationError, Store,
+};
+use std::sync::Arc;
+use support::{Entry, FUTURE, Model, PAST, check, keys_on, layout, tiny};
+
+const GROUPS: usize = 6;
+const EACH: usize = 3;
+
+/// A device on which a store was made and closed, and the keys that collide in it.
+struct Made {
+    config: Config,
+    device: Arc<FaultDevice>,
+    keys: Vec<Vec<u8>>,
+}
+
+impl Made {
+    fn new(config: Config) -> Self {
+        let device = FaultDevice::new();
+        drop(support::open(&config, &device));
+        let keys = keys_on(&device, GROUPS, EACH);
+        Self { config, device, keys }
+    }
+
+    /// A copy of the device as it is now.
+    fn copy(&self) -> Arc<FaultDevice> {
+        // Nothing is unsynced, so no seed loses anything.
+        self.device.crash(0)
+    }
+}
+
+/// A life: what was done, what was reported, what a start may find.
+struct Life<'a> {
+    made: &'a Made,
+    store: Store,
+    session: BlockingSession,
+    model: Model,
+    /// The state of the last checkpoint that was reported, then those of later failed ones.
+    found: Vec<Model>,
+    /// How many writes and checkpoints failed.
+    failures: usize,
+    /// Whether to go on after a failure.
+    stubborn: bool,
+}
+
+impl<'a> Life<'a> {
+    fn new(made: &'a Made, device: &Arc<FaultDevice>) -> Result<Self, OpenError> {
+        let store = Store::open_on(made.config.clone(), device.clone() as Arc<dyn Device>)?;
+        store.pause_expiry_cycle(true);
+        let session = store.blocking_session();
+        let model = Model::new(3);
+        let found = vec![model.clone()];
+        Ok(Self { made, store, session, model, found, failures: 0, stubborn: false })
+    }
+
+    fn is_over(&self) -> bool {
+        self.failures > 0 && !self.stubborn
+    }
+
+    fn put(&mut self, db: u8, key: usize, value: Vec<u8>, expires_at_ms: Option<u64>) {
+        let name = &self.made.keys[key];
+        let put = Change::Put { value: &value, expires_at_ms, encoding: 0 };
+        match self.session.rmw(Database(db), name, |_, _| (put, ())) {
+            Ok(()) => self.model.put(db, name, Entry { value, expires_at_ms, encoding: 0 }),
+            Err(e) => self.failed(&e),
+        }
+    }
+
+    fn delete(&mut self, db: u8, key: usize) {
+        let name = &self.made.keys[key];
+        match self.session.delete(Database(db), name) {
+            Ok(was_there) => {
+                assert_eq!(was_there, self.model.get(db, name).is_some());
+                self.model.remove(db, name);
+            }
+            Err(e) => self.failed(&e),
+        }
+    }
+
+    fn failed(&mut self, error: &OperationError) {
+        let expected =
+            matches!(error, OperationError::NotWritable(_) | OperationError::Unreadable(_));
+        assert!(expected, "{error}");
+        self.failures += 1;
+    }
+
+    fn checkpoint(&mut self) {
+        match self.store.checkpoint() {
+            Ok(_) => self.found = vec![self.model.clone()],
+            Err(_) => {
+                self.found.push(self.model.clone());
+                self.failures += 1;
+            }
+        }
+    }
+
+    /// Every key is right or cannot be read.
+    fn look(&mut self) {
+        for db in 0..2u8 {
+            for key in &self.made.keys {
+                let value = self.session.read(Database(db), key);
+                match value {
+                    Ok(value) => {
+                        assert_eq!(value.as_ref(), self.model.get(db, key).map(|e| &e.value));
+                    }
+                    Err(e) => assert!(matches!(e, OperationError::Unreadable(_)), "{e}"),
+                }
+            }
+        }
+    }
+
+    /// The script: writes of all sizes, overwrites in place and by copy, deletes, expiries, flushed
+    /// and swapped databases, commands of several keys, and checkpoints between them.
+    fn run(&mut self) {
+        for round in 0..5u8 {
+            for i in 0..2 * self.made.keys.len() {
+                let (db, key) =
+                    ((i % 3 / 2) as u8, (i * 7 + usize::from(round)) % self.made.keys.len());
+                let length = [5, 90, 300, 700][(i + usize::from(round)) % 4];
+                let expiry = [None, Some(FUTURE), None, Some(PAST), None][i % 5];
+                self.put(db, key, vec![round * 50 + i as u8; length], expiry);
+                if self.is_over() {
+                    return;
+                }
+                if i % 4 == 3 {
+                    self.delete(db, (key + 5) % self.made.keys.len());
+                }
+                if i == 9 {
+                    self.tables(round);
+                }
+                if i == 20 {
+                    self.many(round);
+                }
+            }
+            self.checkpoint();
+            if self.is_over() {
+                return;
+            }
+            self.look();
+        }
+        self.put(0, 1, b"beyond the last checkpoint".to_vec(), None);
+    }
+
+    fn tables(&mut self, round: u8) {
+        let done = match round {
+            1 => self.store.flush_database(Database(1)).map(|()| self.model.0[1].clear()),
+            2 => self
+                .store
+                .swap_databases(Database(0), Database(1))
+                .map(|()| self.model.0.swap(0, 1)),
+            3 => self.store.flush_all().map(|()| self.model = Model::new(3)),
+            _ => Ok(()),
+        };
+        if let Err(e) = done {
+            self.failed(&e);
+        }
+    }
+
+    /// One command of several keys, small enough not to run alone: that one aborts the process when
+    /// the disk fails half way.
+    fn many(&mut self, round: u8) {
+        let keys = &self.made.keys[..4];
+        let places: Vec<(Database, &[u8])> =
+            keys.iter().map(|k| (Database(0), k.as_slice())).collect();
+        let value = vec![round; 100];
+        let done = self.session.run(|inside, op| {
+            inside.update_many(op, &places, |many| {
+                for i in 0..places.len() {
+                    many.put_owned(i, value.clone(), None, 0);
+                }
+            })
+        });
+        match done {
+            Ok(()) => {
+                for key in keys {
+                    let entry = Entry { value: value.clone(), expires_at_ms: None, encoding: 0 };
+                    self.model.put(0, key, entry);
+                }
+            }
+            Err(e) => self.failed(&e),
+        }
+    }
+}
+
+/// Opens what a device holds and says which of the states it is. Panics when it is none.
+fn recovered(made: &Made, device: &Arc<FaultDevice>, states: &[Model], story: &str) {
+    let store = match Store::open_on(made.config.clone(), device.clone() as Arc<dyn Device>) {
+        Ok(store) => store,
+        Err(e) => panic!("{story}: {e}"),
+    };
+    store.pause_expiry_cycle(true);
+    let mut s = store.blocking_session();
+    let keys = &made.keys;
+    let mut found = Model::new(3);
+    for db in 0..3u8 {
+        for key in keys {
+            if let Some(entry) = support::entry_of(&mut s, db, key) {
+                found.put(db, key, entry);
+            }
+        }
+    }
+    assert!(states.contains(&found), "{story}: {found:?} is none of {states:?}");
+    check(&store, &mut s, &found, keys);
+}
+
+/// Seeds of a crash: the device's styles of losing things come from them.
+const SEEDS: u64 = 3;
+
+fn cut_at_every_step(config: Config, completion: Completion) {
+    let made = Made::new(config);
+    let whole = made.copy();
+    whole.set_completion(completion);
+    let mut life = Life::new(&made, &whole).expect("opens");
+    life.run();
+    assert_eq!(life.failures, 0);
+    drop(life);
+    let steps = whole.io_count();
+    assert!(steps > 60, "{steps} steps");
+    for step in 1..=steps {
+        let device = made.copy();
+        device.set_completion(completion);
+        device.cut_at(step);
+        let Ok(mut life) = Life::new(&made, &device) else { continue };
+        life.run();
+        let states = std::mem::take(&mut life.found);
+        drop(life);
+        for seed in 0..SEEDS {
+            let story = format!("cut at step {step} of {steps}, crash {seed}");
+            let after = device.crash(seed + step * SEEDS);
+            recovered(&made, &after, &states, &story);
+            // The recovery's own steps; and a start after a start finds the same.
+            let again = after.io_count();
+            recovered(&made, &after, &states, &format!("{story}, started twice"));
+            if seed == step % SEEDS {
+                for second in 1..=again {
+                    let device = device.crash(seed + step * SEEDS);
+                    device.cut_at(second);
+                    drop(Store::open_on(made.config.clone(), device.clone() as Arc<dyn Device>));
+                    let after = device.crash(second);
+                    recovered(&made, &after, &states, &format!("{story}, then at {second}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_at_any_step_leaves_the_last_checkpoint() {
+    cut_at_every_step(tiny(), Completion::InOrder);
+}
+
+#[test]
+fn a_cut_at_any_step_leaves_the_last_checkpoint_on_a_disk_that_reorders() {
+    let mut config = layout("simulated".as_ref(), 16 << 10, 4);
+    config.compress_images = false;
+    cut_at_every_step(config, Completion::Shuffled(1));
+}
+
+#[test]
+fn a_cut_while_a_store_is_made_leaves_an_empty_one() {
+    let whole = FaultDevice::new();
+    drop(support::open(&tiny(), &whole));
+    for step in 1..=whole.io_count() {
+        for seed in 0..8 {
+            let device = FaultDevice::new();
+            device.cut_at(step);
+            drop(Store::open_on(tiny(), device.clone() as Arc<dyn Device>));
+            let after = device.crash(seed);
+            let store = support::open(&tiny(), &after);
+            let mut s = store.blocking_session();
+            assert_eq!(s.read(Database(0), b"key").expect("reads"), None);
+            s.upsert(Database(0), b"key", b"value").expect("writes");
+            store.checkpoint().expect("checkpoints");
+        }
+    }
+}
+
+/// One error at each step of its kind in turn; the life goes on as well as it can.
+#[test]
+fn one_error_at_any_step_is_reported_and_nothing_wrong_is_served() {
+    let made = Made::new(tiny());
+    let kinds = [
+        Operation::Write,
+        Operation::Sync,
+        Operation::Create,
+        Operation::Remove,
+        Operation::Rename,
+        Operation::SyncDirectory,
+        Operation::Read,
+    ];
+    for kind in kinds {
+        let mut met = 0;
+        for n in 0..90u64 {
+            // Closed in the one case, crashed in the other.
+            let (skip, crash) = (n / 2, n % 2 == 1);
+            let skip = if kind == Operation::Read { 5 * skip } else { skip };
+            let device = made.copy();
+            device.inject(Fault::new(kind, libc::EIO).after(skip).times(1));
+            let mut life = match Life::new(&made, &device) {
+                Ok(life) => life,
+                Err(e) => {
+                    assert!(matches!(e, OpenError::Io { .. } | OpenError::Damaged { .. }), "{e}");
+                    continue;
+                }
+            };
+            life.stubborn = true;
+            life.run();
+            life.look();
+            let stats = life.store.stats();
+            if life.failures > 0 {
+                met += 1;
+            }
+            let states = std::mem::take(&mut life.found);
+            drop(life);
+            let story =
+                format!("{kind:?} {skip} failed ({:?}), crash: {crash}", stats.not_writable);
+            device.heal();
+            let device = if crash { device.crash(skip) } else { device };
+            recovered(&made, &device, &states, &story);
+        }
+        // A file that cannot be removed stays until a later start.
+        assert!(met > 0 || kind == Operation::Remove, "{kind:?} never failed");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_heals_without_a_restart() {
+    let made = Made::new(tiny());
+    // Enough for so many bytes more: in the middle of a page, of a segment, of nothing.
+    for space in [0, 3000, 5000, 9000, 20_000, 41_000, 70_000] {
+        let device = made.copy();
+        let mut life = Life::new(&made, &device).expect("opens");
+        life.stubborn = true;
+        life.put(0, 0, b"before".to_vec(), None);
+        device.set_free_space(space);
+        let mut i = 0usize;
+        while life.failures == 0 {
+            life.put((i % 2) as u8, i % made.keys.len(), vec![i as u8; 600], None);
+            i += 1;
+            assert!(i < 10_000, "a disk of {space} bytes takes everything");
+        }
+        life.look();
+        for key in &made.keys {
+            // What is in memory or on the disk is readable, whatever else failed.
+            assert_eq!(
+                life.session.read(Database(0), key).expect("reads"),
+                life.model.get(0, key).map(|e| e.value.clone()),
+            );
+        }
+        life.checkpoint();
+        device.set_free_space(1 << 30);
+        let since = std::time::Instant::now();
+        let healed = b"healed".to_vec();
+        while life.model.get(0, &made.keys[3]).is_none_or(|e| e.value != healed) {
+            life.put(0, 3, healed.clone(), None);
+            assert!(since.elapsed().as_secs() < 60, "{:?}", life.store.stats().not_writable);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        life.store.checkpoint().expect("checkpoints");
+        check(&life.store, &mut life.session, &life.model, &made.keys);
+        let states = [life.model.clone()];
+        drop(life);
+        recovered(&made, &device, &states, &format!("{space} bytes, closed"));
+        recovered(&made, &device.crash(1), &states, &format!("{space} bytes, crashed"));
+    }
+}
+
+/// A life that ended well, for those who damage its files.
+fn ended() -> (Made, Model) {
+    let mut made = Made::new(tiny());
+    let device = made.copy();
+    let mut life = Life::new(&made, &device).expect("opens");
+    life.run();
+    life.checkpoint();
+    let model = life.model.clone();
+    drop(life);
+    made.device = device.crash(0);
+    (made, model)
+}
+
+/// Opens a damaged store: the start is refused by the name of what is damaged, or each key is right
+/// or unreadable. Says which of the three it was.
+fn damaged(
+    made: &Made,
+    device: &Arc<FaultDevice>,
+    file: FileId,
+    model: &Model,
+    story: &str,
+) -> usize {
+    let store = match Store::open_on(made.config.clone(), device.clone() as Arc<dyn Device>) {
+        Ok(store) => store,
+        Err(OpenError::Damaged { path, advice, .. }) => {
+            // A block and its checksum do not say which of them is wrong.
+            let named = match file {
+                FileId::Side(n) => vec![FileId::Side(n), FileId::Segment(n)],
+                other => vec![other],
+            };
+            assert!(named.iter().any(|f| device.path(*f) == path), "{story}: {path:?}");
+            assert!(!advice.is_empty());
+            return 0;
+        }
+        Err(e) => panic!("{story}: {e}"),
+    };
+    store.pause_expiry_cycle(true);
+    let mut s = store.blocking_session();
+    let mut unreadable = 0;
+    for db in 0..3u8 {
+        for key in &made.keys {
+            match s.read(Database(db), key) {
+                Ok(value) => {
+                    let expected = model.get(db, key).map(|e| &e.value);
+                    assert_eq!(value.as_ref(), expected, "{story}: wrong data");
+                }
+                Err(OperationError::Unreadable(what)) => {
+                    assert!(what.contains("log-") && what.contains("offset"), "{what}");
+                    unreadable += 1;
+                }
+                Err(e) => panic!("{story}: {e}"),
+            }
+        }
+    }
+    1 + usize::from(unreadable > 0)
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_refused_unreadable_or_harmless() {
+    let (made, model) = ended();
+    let mut outcomes = [0; 3];
+    let mut seed = 1u64;
+    for file in made.device.crash(0).list().expect("lists") {
+        let contents = made.device.crash(0).contents(file).expect("it is there");
+        let used = contents.iter().rposition(|b| *b != 0).map_or(1, |last| last + 1) as u64;
+        for round in 0..200u64 {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            // Mostly where something is, at the start most of all.
+            let at = match round % 4 {
+                0 => round / 4 % used,
+                3 => (seed >> 24) % contents.len() as u64,
+                _ => (seed >> 24) % used,
+            };
+            let device = made.copy();
+            device.flip(file, at, (seed >> 16) as u8 % 8);
+            let story = format!("bit {} of byte {at} of {file:?}", (seed >> 16) as u8 % 8);
+            outcomes[damaged(&made, &device, file, &model, &story)] += 1;
+        }
+    }
+    assert!(outcomes.iter().all(|n| *n > 20), "{outcomes:?}: refused, right, unreadable");
+}
+
+#[test]
+fn a_file_that_is_cut_short_or_missing_is_refused_unreadable_or_harmless() {
+    let (made, model) = ended();
+    let mut refused = 0;
+    for file in made.device.crash(0).list().expect("lists") {
+        let size = made.device.crash(0).size(file).expect("it is there");
+        for part in 0..16 {
+            let device = made.copy();
+            device.truncate(file, size * part / 16);
+            let story = format!("{file:?} cut to {part}/16");
+            refused += usize::from(damaged(&made, &device, file, &model, &story) == 0);
+        }
+        let device = made.copy();
+        device.remove(file).expect("removes");
+        let outcome = damaged(&made, &device, file, &model, &format!("{file:?} is missing"));
+        let index = matches!(file, FileId::Index(_));
+        assert!(outcome == 0 || index, "a store without {file:?} was opened");
+    }
+    assert!(refused > 10, "{refused} were refused");
+}
