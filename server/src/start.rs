@@ -29,7 +29,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// An address of the server.
-    #[error(transparent)]
+    #[error("{}", listen_text(.0))]
     Listen(#[from] ListenError),
     /// An address of the metrics server.
     #[error("cannot serve metrics on {address}: {}; set metrics.port or metrics.bind", reason(.source))]
@@ -148,6 +148,12 @@ pub fn tell_store(context: &Context) {
         budget.index >> 20,
         crate::memory::FIXED_BYTES >> 20
     );
+    if crate::config::memory_limit().is_some_and(|limit| budget.total() > limit) {
+        tracing::warn!(
+            "the memory budget is more than this machine has; lower \
+             storage.hybridlog_mutable_size or storage.hybridlog_readonly_size"
+        );
+    }
 }
 
 /// Tells where the metrics are.
@@ -164,6 +170,9 @@ pub fn tell_listening(context: &Context) {
     for address in &addresses {
         let workers = context.workers.len();
         tracing::info!("listening on {address}, transport {transport}, {workers} workers");
+    }
+    if let Some(path) = &context.config.config().server.unix_socket {
+        tracing::info!("listening on {}", path.display());
     }
     for address in addresses.iter().filter(|a| !a.ip().is_loopback()) {
         tracing::warn!(
@@ -221,9 +230,23 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
+fn listen_text(error: &ListenError) -> String {
+    use io::ErrorKind as Kind;
+    let ListenError::Refused { address, source } = error else { return error.to_string() };
+    let advice = match source.kind() {
+        Kind::AddrNotAvailable => "choose an address of this machine with --bind",
+        Kind::PermissionDenied => "ports below 1024 need privileges: choose another with --port",
+        _ => "choose another with --bind or --port",
+    };
+    format!("cannot listen on {address}: {}; {advice}", reason(source))
+}
+
 fn advice(error: &io::Error, setting: &str) -> String {
     use io::ErrorKind as Kind;
     match error.kind() {
+        Kind::OutOfMemory => "lower storage.hybridlog_mutable_size or \
+                              storage.hybridlog_readonly_size"
+            .into(),
         Kind::PermissionDenied | Kind::ReadOnlyFilesystem => format!(
             "make it writable for the user that runs ferrite, or choose another with {setting}"
         ),
@@ -240,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_cannot_be_made_is_one_line_with_advice() {
+    fn what_is_in_the_way_is_one_line_with_advice() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("file");
         fs::write(&file, "").expect("written");
@@ -253,6 +276,16 @@ mod tests {
                 file.display()
             )
         );
+        let refused = |kind: io::ErrorKind| {
+            let source = io::Error::from(kind);
+            listen_text(&ListenError::Refused { address: "192.0.2.1:80".into(), source })
+        };
+        assert_eq!(
+            refused(io::ErrorKind::AddrNotAvailable),
+            "cannot listen on 192.0.2.1:80: address not available; choose an address of this \
+             machine with --bind"
+        );
+        assert!(refused(io::ErrorKind::PermissionDenied).contains("--port"));
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let advice = advice(&full, "--data-dir");
         assert_eq!(advice, "free some space on that disk, or choose another with --data-dir");

@@ -280,6 +280,8 @@ fn a_port_or_a_directory_in_use_is_one_line_and_exit_1() {
     };
     let busy = last_line(&output(directory.path(), &["--port", &port, "--data-dir", "other"]));
     assert!(busy.contains(&format!("127.0.0.1:{port}")) && busy.contains("--port"), "{busy}");
+    let locked = last_line(&output(directory.path(), &["--port", "0"]));
+    assert!(locked.contains(&server.child.id().to_string()), "{locked}");
     fs::write(directory.path().join("file"), "").expect("written");
     let no_place = last_line(&output(directory.path(), &["--port", "0", "--data-dir", "file/x"]));
     assert!(no_place.contains("file/x") && no_place.contains("--data-dir"), "{no_place}");
@@ -334,6 +336,25 @@ fn the_interval_takes_checkpoints_and_info_tells() {
     assert!(info(&mut client, "cmdstat_set").starts_with("calls=1,"));
     assert_eq!(ask(&mut client, &["CONFIG", "RESETSTAT"]), ["OK"]);
     assert!(!ask(&mut client, &["INFO", "commandstats"])[0].contains("cmdstat_set"));
+}
+
+#[test]
+fn a_start_after_a_kill_tells_what_it_recovered() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path(), &[]);
+    let mut client = server.client();
+    assert_eq!(ask(&mut client, &["MSET", "a", "1", "b", "2"]), ["OK"]);
+    assert_eq!(ask(&mut client, &["SAVE"]), ["OK"]);
+    let saved = info(&mut client, "checkpoint_last_save_time");
+    assert_eq!(ask(&mut client, &["LASTSAVE"])[0], saved);
+    // Killed, not ended.
+    drop(server);
+    let server = Server::start(directory.path(), &[]);
+    assert!(server.logged("recovered ").starts_with("2 keys from checkpoint "));
+    let mut client = server.client();
+    assert_eq!(ask(&mut client, &["GET", "b"]), ["2"]);
+    assert_eq!(info(&mut client, "recovered_keys"), "2");
+    assert_eq!(info(&mut client, "checkpoint_last_save_time"), saved);
 }
 
 #[test]

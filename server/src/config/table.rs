@@ -189,7 +189,7 @@ pub const ROWS: &[Row] = &[
         "Closes a client that was idle this long; 0 never does.").live(),
     Row::new("server.max_bulk_size", Kind::Size(MIB, 512 * MIB), "512MiB",
         "Longest argument that is read; a value is limited by the page as well.").live(),
-    Row::new("server.max_query_buffer", Kind::Size(MIB, MAX), "1GiB",
+    Row::new("server.max_query_buffer", Kind::Size(MIB, 4095 * MIB), "1GiB",
         "Closes a client whose unfinished commands are larger than this.").live(),
     Row::new("server.max_output_buffer", Kind::Size(0, MAX), "0",
         "Closes a client whose unsent replies are larger than this; 0 never does.").live(),
