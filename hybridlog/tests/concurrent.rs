@@ -110,7 +110,7 @@ fn transfers(config: Config, completion: Completion, rounds: u64, seed: u64) {
                 let mut random = Random(seed * 100 + t);
                 for i in 0.. {
                     let done = transfer(&mut s, accounts, &mut random).and_then(|()| {
-                        let filler = (t << 32 | i % 50).to_le_bytes();
+                        let filler = ((t << 32) + i % 50).to_le_bytes();
                         put(&mut s, &filler, &padded(i, 300))
                     });
                     match done {
@@ -233,7 +233,7 @@ fn every_walk_meets_what_is_there_all_along_while_the_index_grows() {
                 let _stop = StopAtEnd(stop);
                 let mut s = store.blocking_session();
                 for i in 0..2500u64 {
-                    let key = |i: u64| (t << 32 | i).to_be_bytes();
+                    let key = |i: u64| ((t << 32) + i).to_be_bytes();
                     put(&mut s, &key(i), &padded(i, 24)).expect("writes");
                     if i % 3 == 2 {
                         assert!(s.delete(DB, &key(i - 1)).expect("deletes"));
@@ -284,7 +284,7 @@ fn a_pair_of_keys_is_flushed_and_swapped_together() {
                     let places = [(db, twins[0]), (db, twins[1])];
                     // Every fourth one is too large for a ticket, and runs alone.
                     let length = if i % 4 == 0 { 900 } else { 30 };
-                    let value = padded(t << 32 | i, length);
+                    let value = padded((t << 32) + i, length);
                     s.run(|inside, op| {
                         inside.update_many(op, &places, |many| {
                             many.put_owned(0, value.clone(), None, 0);
