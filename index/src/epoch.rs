@@ -24,7 +24,7 @@
 use crate::Gate;
 use crate::sync::{
     Acquire, Arc, AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Padded, Relaxed, Release,
-    SeqCst, fence, lock, mutant, ordering, spin_loop, wait,
+    SeqCst, fence, lock, lock_std, mutant, ordering, spin_loop, wait,
 };
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use std::cell::Cell;
@@ -129,7 +129,7 @@ impl Epoch {
         let graveyard = Arc::clone(&self.graveyard);
         let mut relay = lock(&self.relay);
         relay.outstanding += 1;
-        relay.keepers[0].guard.defer(move || lock_grave(&graveyard).push(boxed));
+        relay.keepers[0].guard.defer(move || lock_std(&graveyard).push(boxed));
     }
 
     /// Drops what has been retired and can no longer be seen. Called now and then by one background
@@ -139,7 +139,7 @@ impl Epoch {
         let dead = {
             let mut relay = lock(&self.relay);
             relay.run(self);
-            let dead = std::mem::take(&mut *lock_grave(&self.graveyard));
+            let dead = std::mem::take(&mut *lock_std(&self.graveyard));
             relay.outstanding -= dead.len() as u64;
             dead
         };
@@ -312,12 +312,6 @@ impl fmt::Debug for Pin<'_> {
 
 /// What was retired, waited out its grace period, and has not been dropped yet.
 type Graveyard = Arc<std::sync::Mutex<Vec<Box<dyn Send>>>>;
-
-fn lock_grave(
-    graveyard: &std::sync::Mutex<Vec<Box<dyn Send>>>,
-) -> std::sync::MutexGuard<'_, Vec<Box<dyn Send>>> {
-    graveyard.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// Two crossbeam-epoch guards that are pinned for all participants, and take turns.
 ///

@@ -43,6 +43,7 @@ impl Overflow {
     /// An empty, unlinked bucket; `None` when there is no memory for one.
     pub(crate) fn allocate(&self, epoch: &Epoch) -> Option<u32> {
         let mut pool = lock(&self.pool);
+        pool.begin_grace(epoch);
         if pool.free.is_empty() {
             pool.free_what_is_safe(epoch);
         }
@@ -92,11 +93,15 @@ impl Overflow {
 }
 
 impl Pool {
-    fn free_what_is_safe(&mut self, epoch: &Epoch) {
-        let Some(&(oldest, _)) = self.limbo.front() else { return };
-        if epoch.current() < oldest {
+    /// Begins the epoch that limbo waits for, before it is needed: the caller is pinned in an older
+    /// one, so it is never safe on the spot.
+    fn begin_grace(&self, epoch: &Epoch) {
+        if self.limbo.front().is_some_and(|&(oldest, _)| epoch.current() < oldest) {
             epoch.bump();
         }
+    }
+
+    fn free_what_is_safe(&mut self, epoch: &Epoch) {
         while let Some(&(after, index)) = self.limbo.front() {
             if !epoch.is_safe(after) && !mutant!("overflow_without_grace") {
                 return;

@@ -26,8 +26,31 @@ use std::sync::PoisonError;
 
 /// Locks, whatever happened to an earlier holder: what these mutexes guard is consistent between
 /// any two statements, so a panic elsewhere is no reason for a second one here.
+#[cfg(loom)]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(not(loom))]
+pub(crate) use lock_std as lock;
+
+/// The same, for a mutex that is std's even under loom.
+#[cfg(not(ferrite_tsan))]
+pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// ThreadSanitizer does not see a lock that was taken after waiting, since that happens inside std,
+/// which is not instrumented. So whoever had to wait lets go again, and takes it in sight.
+#[cfg(ferrite_tsan)]
+pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => drop(mutex.lock()),
+        }
+    }
 }
 
 /// Waits on `condvar`, whatever happened to an earlier holder.
