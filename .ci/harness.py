@@ -36,11 +36,11 @@ def use_redis_py():
         import redis  # noqa: F401
     except ImportError:
         python = WORK / "venv" / "bin" / "python"
-        if os.environ.get("FERRITE_CI_VENV"):
+        if os.environ.get("CI_VENV"):
             raise
         if not python.exists() or subprocess.run([python, "-c", "import redis"]).returncode:
             subprocess.run([ROOT / ".ci" / "prepare"], check=True)
-        os.environ["FERRITE_CI_VENV"] = "1"
+        os.environ["CI_VENV"] = "1"
         os.execv(python, [str(python), *sys.argv])
 
 
