@@ -62,7 +62,8 @@ pub struct Bounds {
     pub value_max: u64,
 }
 
-/// Bytes in which a line must end: an inline command, a length.
+/// Bytes without a line end that are taken for no line any more: of an inline command, a length.
+/// As in Redis a longer line passes when its end comes with the bytes that exceed this.
 pub const LINE_MAX: usize = 64 * 1024;
 
 /// What is wrong with the bytes, with Redis's texts.
@@ -137,7 +138,7 @@ enum Line {
     Malformed,
     /// Its end is not here.
     Unfinished,
-    /// Its end is too far away.
+    /// Its end is not here, and too much else is.
     TooLong,
 }
 
@@ -314,11 +315,9 @@ impl Decoder {
     }
 }
 
-/// The first `end` in `bytes`, unless a zero byte comes first (Redis looks with C's `strchr`) or it
-/// is too far away.
+/// The first `end` in `bytes`, unless a zero byte comes first: Redis looks with C's `strchr`.
 fn line_end(bytes: &[u8], end: u8) -> Option<usize> {
-    let near = &bytes[..bytes.len().min(LINE_MAX + 1)];
-    memchr2(end, 0, near).filter(|at| bytes[*at] == end)
+    memchr2(end, 0, bytes).filter(|at| bytes[*at] == end)
 }
 
 /// A number, `\r` and one byte more.
@@ -339,9 +338,8 @@ fn number_line(bytes: &[u8]) -> Line {
 
 #[cold]
 fn long_number_line(bytes: &[u8]) -> Line {
-    // The byte before `bytes` counts as one of the line.
-    let near = &bytes[..bytes.len().min(LINE_MAX)];
-    match memchr2(b'\r', 0, near).filter(|at| bytes[*at] == b'\r') {
+    match line_end(bytes, b'\r') {
+        // The byte before `bytes` counts as one of the line.
         None if bytes.len() >= LINE_MAX => Line::TooLong,
         None => Line::Unfinished,
         Some(end) if end + 1 == bytes.len() => Line::Unfinished,
