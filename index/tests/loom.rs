@@ -113,6 +113,65 @@ fn updates_under_the_latch_are_not_lost() {
     });
 }
 
+/// Two writers and a reader without a latch: the reader sees the count go up, one by one or at once,
+/// and never back.
+/// Steps: latch_acquire, entry_release.
+#[test]
+fn a_probe_beside_two_writers_never_sees_a_count_go_back() {
+    check(2, || {
+        let setup = Setup::new(0);
+        let key = hash(0, 0, 5);
+        setup.insert(&[(key, 1)]);
+        let add = move |(index, participant): (Arc<HashIndex>, Participant)| {
+            patiently(&participant, |pin| {
+                let latch = index.latch(pin, key)?;
+                let now = latch.address(key, false).unwrap().raw();
+                latch.set(key, false, address(now + 1));
+                Ok(())
+            });
+        };
+        let (one, two, (index, reader)) = (setup.join(), setup.join(), setup.join());
+        let threads = [thread::spawn(move || add(one)), thread::spawn(move || add(two))];
+        let mut last = 1;
+        for _ in 0..2 {
+            let pin = reader.pin();
+            let now = index.probe(&pin, key, false).unwrap().address().unwrap().raw();
+            assert!((last..=3).contains(&now), "{last} then {now}");
+            last = now;
+        }
+        threads.map(|thread| thread.join().unwrap());
+        let pin = reader.pin();
+        assert_eq!(index.probe(&pin, key, false).unwrap().address(), Some(address(3)));
+    });
+}
+
+/// Two inserts that both find the bucket full: both entries are there, in one overflow bucket.
+/// Steps: latch_acquire, control_release.
+#[test]
+fn two_inserts_into_a_full_bucket_are_both_found() {
+    check(2, || {
+        let setup = Setup::new(0);
+        setup.insert(&[(hash(0, 0, 1), 1), (hash(0, 0, 2), 2)]);
+        let before = setup.index.bytes();
+        let insert = |(index, participant): (Arc<HashIndex>, Participant), tag: u64| {
+            let key = hash(0, 0, tag);
+            patiently(&participant, |pin| {
+                let latch = index.latch(pin, key)?;
+                latch.reserve(key, false).unwrap();
+                latch.set(key, false, address(tag));
+                Ok(())
+            });
+        };
+        let (one, two) = (setup.join(), setup.join());
+        let other = thread::spawn(move || insert(one, 3));
+        insert(two, 4);
+        other.join().unwrap();
+        assert_eq!(setup.index.entries(), 4);
+        assert!((1..=4).all(|tag| setup.look(hash(0, 0, tag)) == Some(tag)));
+        assert_eq!(setup.index.bytes() - before, before, "one bucket more than the one there was");
+    });
+}
+
 /// What the holder of a latch did to memory beside the index is seen by the next holder.
 /// Steps: latch_acquire, control_release.
 #[test]
@@ -422,6 +481,24 @@ fn a_walk_meets_every_entry_during_a_split() {
         other.join().unwrap();
         seen.sort_unstable();
         assert_eq!(seen, [MOVES, STAYS, FORWARD]);
+    });
+}
+
+/// Two threads that find the table too small split its bucket once.
+/// Steps: grow_without_turn.
+#[test]
+fn two_growers_split_a_bucket_once() {
+    check(2, || {
+        let setup = before_a_split();
+        let (one, two) = (setup.join(), setup.join());
+        let other = thread::spawn(move || one.0.grow(&one.1.pin()));
+        let mine = two.0.grow(&two.1.pin());
+        let theirs = other.join().unwrap();
+        assert!(mine != theirs);
+        assert_eq!(setup.index.bucket_count(), 2);
+        for tag in [MOVES, STAYS, FORWARD] {
+            assert_eq!(setup.look(hash(0, 0, tag)), Some(tag));
+        }
     });
 }
 
