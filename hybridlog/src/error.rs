@@ -86,7 +86,4 @@ pub enum CheckpointError {
     /// A device refused a write or a sync.
     #[error("checkpoint failed: {0}")]
     Device(String),
-    /// The store was opened without a directory.
-    #[error("this store keeps nothing on disk")]
-    NoDirectory,
 }

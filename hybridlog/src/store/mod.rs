@@ -50,8 +50,9 @@ use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tables::{Slot, Tables};
 
-/// Sessions and background threads that can be inside at once.
-const PARTICIPANTS: usize = 256;
+/// Sessions and background threads that can be inside at once: the server's limit of workers, and
+/// some.
+const PARTICIPANTS: usize = 256 + 16;
 
 /// What all handles of a store share.
 pub(crate) struct Inner {

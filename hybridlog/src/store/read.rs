@@ -139,7 +139,7 @@ impl Inside<'_> {
     }
 
     /// Removes a key that a reader found expired, if that takes no waiting.
-    fn remove_expired(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
+    pub(crate) fn remove_expired(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
         let keep = &mut |_: Option<Value<'_>>, _: &mut Vec<u8>| (super::Change::Keep, ());
         drop(self.try_update(op, db, key, keep));
     }

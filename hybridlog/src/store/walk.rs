@@ -38,7 +38,7 @@ impl Inside<'_> {
                 break;
             }
         }
-        self.visit_chains(op, &heads, f)?;
+        self.visit_chains(op, db, &heads, f)?;
         Ok(next)
     }
 
@@ -68,7 +68,7 @@ impl Inside<'_> {
             }
             let mut found: Option<(Vec<u8>, usize)> = None;
             let (pick, mut seen) = (random.next(), 0);
-            self.visit_chains(op, &heads, |value| {
+            self.visit_chains(op, db, &heads, |value| {
                 seen += 1;
                 if pick.is_multiple_of(seen) || found.is_none() {
                     found = Some((value.key.to_vec(), value.stored_bytes));
@@ -93,10 +93,11 @@ impl Inside<'_> {
     }
 
     /// Calls `f` for each key below these chain heads that is there and has not expired, once
-    /// every record is at hand.
+    /// every record is at hand. Keys that have expired are removed in passing, as Redis does.
     fn visit_chains(
         &mut self,
         op: &mut Operation,
+        db: Database,
         heads: &[Address],
         mut f: impl FnMut(Value<'_>),
     ) -> Result<(), Stop> {
@@ -107,6 +108,7 @@ impl Inside<'_> {
         if !missing.is_empty() {
             return self.wait(op, Blocked::Fetch(missing));
         }
+        let mut expired = Vec::new();
         for address in records {
             let record =
                 pinned.resolve(op, address).expect("resolved a moment ago, inside the same pin");
@@ -120,10 +122,13 @@ impl Inside<'_> {
                 }
                 std::thread::yield_now();
             };
-            if !pinned.is_due(loaded.expires_at_ms) {
+            if pinned.is_due(loaded.expires_at_ms) {
+                expired.push(record.key().to_vec());
+            } else {
                 f(Value::new(address, record, &loaded));
             }
         }
+        expired.iter().for_each(|key| self.remove_expired(op, db, key));
         Ok(())
     }
 }
