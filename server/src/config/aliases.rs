@@ -20,6 +20,8 @@ pub struct Alias {
 pub enum Form {
     /// The row of this name; flags are yes and no, durations whole seconds.
     Row(&'static str),
+    /// The row of this name, a directory: read as an absolute path.
+    Directory(&'static str),
     /// `save`: `300 1`, or empty.
     Save,
     /// Words of Redis for words of the row.
@@ -43,7 +45,7 @@ pub const ALIASES: &[Alias] = &[
     Alias { name: "client-query-buffer-limit", form: Form::Row("server.max_query_buffer") },
     Alias { name: "databases", form: Form::Row("storage.databases") },
     Alias { name: "dbfilename", form: Form::Row("persistence.checkpoint_file") },
-    Alias { name: "dir", form: Form::Row("storage.data_dir") },
+    Alias { name: "dir", form: Form::Directory("storage.data_dir") },
     Alias { name: "logfile", form: Form::Row("logging.file") },
     Alias { name: "loglevel", form: Form::Words("logging.level", LOG_LEVELS) },
     Alias { name: "maxclients", form: Form::Row("server.max_connections") },
@@ -79,6 +81,11 @@ impl Alias {
     pub fn get(&self, values: &Values) -> String {
         match self.form {
             Form::Row(name) => in_redis_form(values.named(name)),
+            Form::Directory(name) => {
+                let path = values.named(name).to_config_get();
+                // The process stays in the directory that it was started in.
+                std::path::absolute(&path).map_or(path, |p| p.display().to_string())
+            }
             Form::Save => match (values.named(ENABLED), values.named(INTERVAL)) {
                 (Value::Flag(true), interval) => format!("{} 1", in_redis_form(interval)),
                 _ => String::new(),
@@ -97,7 +104,7 @@ impl Alias {
     /// The rows that setting this name changes, with their new values; or Redis's error text.
     pub fn parse(&self, text: &str) -> Result<Vec<(RowIndex, Value)>, String> {
         match self.form {
-            Form::Row(name) => one(name, text),
+            Form::Row(name) | Form::Directory(name) => one(name, text),
             Form::Save => parse_save(text),
             Form::Words(name, words) => {
                 match words.iter().find(|w| w.0.eq_ignore_ascii_case(text)) {
@@ -114,7 +121,7 @@ impl Alias {
     /// The rows that this name reads, for "can't set immutable config".
     pub fn rows(&self) -> Vec<RowIndex> {
         let names: &[&str] = match &self.form {
-            Form::Row(name) | Form::Words(name, _) => &[name],
+            Form::Row(name) | Form::Directory(name) | Form::Words(name, _) => &[name],
             Form::Save => &[ENABLED, INTERVAL],
             Form::OutputLimit => &[OUTPUT],
             Form::Fixed(_) => &[],
@@ -211,7 +218,8 @@ mod tests {
                 alias.name
             );
             for (row, value) in alias.parse(&printed).expect(alias.name) {
-                assert_eq!(values.get(row), &value, "{}", alias.name);
+                let same = values.get(row) == &value || matches!(alias.form, Form::Directory(_));
+                assert!(same, "{}: {value:?}", alias.name);
             }
         }
         assert!(ALIASES.is_sorted_by_key(|a| a.name));
@@ -231,6 +239,13 @@ mod tests {
         ] {
             assert_eq!(alias(name).get(&values), printed, "{name}");
         }
+    }
+
+    #[test]
+    fn dir_is_absolute() {
+        let here = std::env::current_dir().expect("there is one");
+        let printed = alias("dir").get(&Values::defaults());
+        assert_eq!(printed, here.join("data").display().to_string());
     }
 
     #[test]

@@ -227,7 +227,7 @@ pub const ROWS: &[Row] = &[
     Row::new("storage.hybridlog_max_space_amplification", Kind::Fraction(0.0, 100.0), "0",
         "Disk space per live byte at which compaction starts; 0 (all there is so far) never does.").not_yet(),
     Row::new("storage.eviction", Kind::Choice(EVICTION), "none",
-        "What goes when disk_budget is reached: none (writes are refused), oldest (not yet)."),
+        "What goes when disk_budget is reached: none (writes are refused), oldest (not yet).").live(),
 
     Row::new("persistence.aof_enabled", Kind::Flag, "false",
         "Logs every write to the append-only file. Becomes true by default once this version has it.").not_yet(),
