@@ -17,6 +17,8 @@ impl Inside<'_> {
     /// Visits the keys of one step of a walk and returns the next cursor, 0 at the end. Each key
     /// that is there from the first call to the last is visited at least once, whatever is
     /// written and however the index grows meanwhile (SCAN's guarantee).
+    ///
+    /// Expired keys are passed over and stay: a walk for its own sake writes nothing.
     pub fn walk(
         &mut self,
         op: &mut Operation,
@@ -24,6 +26,30 @@ impl Inside<'_> {
         cursor: u64,
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
+        self.walk_step(op, db, cursor, f).map(|(next, _)| next)
+    }
+
+    /// As [`Inside::walk`], and removes the expired keys that it meets.
+    pub fn walk_removing_expired(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        cursor: u64,
+        f: impl FnMut(Value<'_>),
+    ) -> Result<u64, Stop> {
+        let (next, expired) = self.walk_step(op, db, cursor, f)?;
+        expired.iter().for_each(|key| self.remove_expired(op, db, key));
+        Ok(next)
+    }
+
+    /// The next cursor, and the expired keys that were met.
+    fn walk_step(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        cursor: u64,
+        f: impl FnMut(Value<'_>),
+    ) -> Result<(u64, Vec<Vec<u8>>), Stop> {
         op.begin(&mut self.credit);
         let slot = Arc::clone(self.tables.slot(db));
         let mut heads = Vec::new();
@@ -38,11 +64,12 @@ impl Inside<'_> {
                 break;
             }
         }
-        self.visit_chains(op, db, &heads, f)?;
-        Ok(next)
+        let expired = self.visit_chains(op, &heads, f)?;
+        Ok((next, expired))
     }
 
-    /// A random key of the database, or `None` when it has none.
+    /// A random key of the database, or `None` when it has none. Removes the expired keys that it
+    /// meets.
     pub fn random_key<R>(
         &mut self,
         op: &mut Operation,
@@ -68,12 +95,13 @@ impl Inside<'_> {
             }
             let mut found: Option<(Vec<u8>, usize)> = None;
             let (pick, mut seen) = (random.next(), 0);
-            self.visit_chains(op, db, &heads, |value| {
+            let expired = self.visit_chains(op, &heads, |value| {
                 seen += 1;
                 if pick.is_multiple_of(seen) || found.is_none() {
                     found = Some((value.key.to_vec(), value.stored_bytes));
                 }
             })?;
+            expired.iter().for_each(|key| self.remove_expired(op, db, key));
             if let Some((key, stored_bytes)) = found {
                 let value = Value {
                     key: &key,
@@ -93,14 +121,13 @@ impl Inside<'_> {
     }
 
     /// Calls `f` for each key below these chain heads that is there and has not expired, once
-    /// every record is at hand. Keys that have expired are removed in passing, as Redis does.
+    /// every record is at hand. Returns the expired keys.
     fn visit_chains(
         &mut self,
         op: &mut Operation,
-        db: Database,
         heads: &[Address],
         mut f: impl FnMut(Value<'_>),
-    ) -> Result<(), Stop> {
+    ) -> Result<Vec<Vec<u8>>, Stop> {
         let pinned = self.view.pinned(&self.pin);
         let mut records = Vec::new();
         let missing: Vec<Address> =
@@ -128,7 +155,6 @@ impl Inside<'_> {
                 f(Value::new(address, record, &loaded));
             }
         }
-        expired.iter().for_each(|key| self.remove_expired(op, db, key));
-        Ok(())
+        Ok(expired)
     }
 }

@@ -181,7 +181,13 @@ fn names(reply: &mut Reply<'_>, names: impl Iterator<Item = &'static str>) {
 }
 
 fn describe_keys(keys: &KeySpec, reply: &mut Reply<'_>) {
-    reply.map(3);
+    if keys.notes.is_empty() {
+        reply.map(3);
+    } else {
+        reply.map(4);
+        reply.bulk(b"notes");
+        reply.bulk(keys.notes.as_bytes());
+    }
     reply.bulk(b"flags");
     names(reply, keys.access.names());
     reply.bulk(b"begin_search");

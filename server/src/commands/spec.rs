@@ -97,16 +97,22 @@ pub struct KeySpec {
     pub step: u16,
     /// What happens to them.
     pub access: Access,
+    /// Why, where it is not plain.
+    pub notes: &'static str,
 }
 
 impl KeySpec {
     /// One key at word `first`.
     pub const fn one(first: u16, access: Access) -> Self {
-        Self { first, last: 0, step: 1, access }
+        Self { first, last: 0, step: 1, access, notes: "" }
     }
     /// Keys from word `first` to the end, each `step` words.
     pub const fn all(first: u16, step: u16, access: Access) -> Self {
-        Self { first, last: -1, step, access }
+        Self { first, last: -1, step, access, notes: "" }
+    }
+    /// The same, with notes.
+    pub const fn noted(self, notes: &'static str) -> Self {
+        Self { notes, ..self }
     }
     /// Indices of the keys in a command of `words` words.
     pub fn indices(&self, words: usize) -> impl Iterator<Item = usize> + use<> {

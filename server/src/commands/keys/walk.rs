@@ -37,6 +37,8 @@ struct Filter<'a> {
     pattern: Option<&'a [u8]>,
     /// TYPE: whether strings are wanted.
     strings: bool,
+    /// Whether keys that have expired are removed: SCAN does, KEYS does not, as in Redis.
+    removes_expired: bool,
 }
 
 impl Filter<'_> {
@@ -59,13 +61,19 @@ impl Walk {
     fn step(&mut self, call: &mut Call<'_, '_>, filter: &Filter<'_>) -> Result<(), Stop> {
         let (found_before, bytes_before) = (self.ends.len(), self.names.len());
         let mut met = 0;
-        let next = call.inside.walk(call.op, call.client.db, self.cursor, |value| {
+        let take = |value: Value<'_>| {
             met += 1;
             if filter.passes(&value) {
                 self.names.extend_from_slice(value.key);
                 self.ends.push(self.names.len());
             }
-        });
+        };
+        let (op, db) = (&mut *call.op, call.client.db);
+        // Which of the two removes what has expired shows in DBSIZE.
+        let next = match filter.removes_expired {
+            true => call.inside.walk_removing_expired(op, db, self.cursor, take),
+            false => call.inside.walk(op, db, self.cursor, take),
+        };
         match next {
             Ok(next) => {
                 self.cursor = next;
@@ -123,7 +131,8 @@ fn resume(call: &mut Call<'_, '_>, cursor: u64) -> Box<Walk> {
 }
 
 pub(super) fn keys(call: &mut Call<'_, '_>) -> Outcome {
-    let filter = Filter { pattern: pattern(call.args.at(1)), strings: true };
+    let filter =
+        Filter { pattern: pattern(call.args.at(1)), strings: true, removes_expired: false };
     let walk = resume(call, 0).run(call, &filter, |walk| walk.cursor == 0)?;
     walk.write_names(call);
     Ok(())
@@ -143,7 +152,7 @@ pub(super) fn scan(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn scan_options<'a>(call: &Call<'a, '_>) -> Result<(Filter<'a>, u64), ErrorReply> {
-    let mut filter = Filter { pattern: None, strings: true };
+    let mut filter = Filter { pattern: None, strings: true, removes_expired: true };
     let mut count = COUNT_DEFAULT;
     let mut words = call.args.cursor(2);
     while let Some(word) = words.next() {

@@ -82,6 +82,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         name: "GETEX",
         arity: -2,
         flags: Flags::WRITE.and(Flags::FAST),
+        keys: &[KeySpec::one(1, CHANGE).noted("RW and UPDATE because it changes the TTL")],
         since: "6.2.0",
         summary: "Returns the value of a key and changes when it expires.",
         run: Run::Inside(get_ex),
@@ -128,7 +129,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
         name: "LCS",
         arity: -3,
-        keys: &[KeySpec { first: 1, last: 1, step: 1, access: READ }],
+        keys: &[KeySpec { last: 1, ..KeySpec::one(1, READ) }],
         since: "7.0.0",
         complexity: "O(N*M) where N and M are the lengths of the two values",
         summary: "Finds the longest common subsequence of two values.",
@@ -184,7 +185,8 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         name: "SET",
         arity: -3,
         flags: WRITE,
-        keys: &[KeySpec::one(1, CHANGE.and(Access::VARIABLE_FLAGS))],
+        keys: &[KeySpec::one(1, CHANGE.and(Access::VARIABLE_FLAGS))
+            .noted("RW and ACCESS due to the optional `GET` argument")],
         summary: "Sets the value of a key.",
         run: Run::Inside(set),
         ..ROW
