@@ -1,4 +1,4 @@
-//! The small HTTP server of [metrics]: GET /metrics and GET /health.
+//! The small HTTP server of `[metrics]`: GET /metrics and GET /health.
 
 use crate::metrics::Status;
 use http_body_util::Full;

@@ -153,6 +153,7 @@ fn error_reply(error: &dyn std::fmt::Display) -> ErrorReply {
 #[cfg(test)]
 mod tests {
     use crate::commands::testing::Bench;
+    use crate::resp::Protocol;
 
     #[test]
     fn get_knows_patterns_and_both_names() {
@@ -166,6 +167,10 @@ mod tests {
             "*4\r\n$14\r\nserver.timeout\r\n$1\r\n0\r\n$7\r\nTIMEOUT\r\n$1\r\n0\r\n"
         );
         assert!(bench.text("config get *").starts_with("*1"));
+        bench.client.protocol = Protocol::Resp3;
+        assert_eq!(bench.text("config get save"), "%1\r\n$4\r\nsave\r\n$5\r\n300 1\r\n");
+        let cluster = "# Cluster\r\ncluster_enabled:0\r\n";
+        assert_eq!(bench.text("info cluster"), format!("=34\r\ntxt:{cluster}\r\n"));
     }
 
     #[test]
