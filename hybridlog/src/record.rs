@@ -20,7 +20,7 @@
 //! Numbers in w0 and w1 are stored on disk: never renumber.
 
 use crate::seqlock;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, ordering};
 use ferrite_index::Address;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -379,7 +379,7 @@ pub(crate) unsafe fn write_record(words: NonNull<AtomicU64>, draft: &Draft<'_>, 
     out[at..].iter().for_each(|word| word.store(0, Ordering::Relaxed));
     // Release: a scanner that sees the valid flag sees the body. (Readers come through the index
     // entry, whose release store follows.)
-    out[0].store(info.0, Ordering::Release);
+    out[0].store(info.0, ordering!(Release, "record_release"));
 }
 
 /// Writes a PAD of `count` words.

@@ -8,7 +8,7 @@
 //! hold nothing. A reader interprets nothing before the sequence has held. The body's words are
 //! relaxed atomics: torn reads are possible and always detected.
 
-use crate::sync::{AtomicU64, Ordering, fence, spin};
+use crate::sync::{AtomicU64, Ordering, fence, mutant, ordering, spin};
 
 const SEQUENCE: u64 = 0xffff_ffff;
 
@@ -31,12 +31,13 @@ pub(crate) fn write(word: &AtomicU64, new_length: usize, store: impl FnOnce()) {
     word.store(odd, Ordering::Relaxed);
     // Pairs with the acquire fence in `read`: a reader that saw one of the body's new words sees
     // the odd sequence, or a later one, when it looks again.
-    #[cfg(not(ferrite_mutant = "seqlock_write_fence"))]
-    fence(Ordering::Release);
+    if !mutant!("seqlock_write_fence") {
+        fence(Ordering::Release);
+    }
     store();
     let even = initial(new_length) | (odd.wrapping_add(1) & SEQUENCE);
     // Pairs with the acquire load that starts `read`: who sees this sequence sees the body.
-    word.store(even, Ordering::Release);
+    word.store(even, ordering!(Release, "seqlock_release"));
 }
 
 /// How often a reader tries before it gives up: its writer may have lost its core.
@@ -46,13 +47,14 @@ const TRIES: u32 = if cfg!(loom) { 3 } else { 64 };
 /// each time. It always holds for who shares or owns the latch of the key's bucket.
 pub(crate) fn read<R>(word: &AtomicU64, mut load: impl FnMut(usize) -> R) -> Option<R> {
     for _ in 0..TRIES {
-        let before = word.load(Ordering::Acquire);
+        let before = word.load(ordering!(Acquire, "seqlock_acquire"));
         if before & 1 == 0 {
             let out = load(length(before));
             // Pairs with the release fence in `write`.
-            #[cfg(not(ferrite_mutant = "seqlock_read_fence"))]
-            fence(Ordering::Acquire);
-            if word.load(Ordering::Relaxed) == before {
+            if !mutant!("seqlock_read_fence") {
+                fence(Ordering::Acquire);
+            }
+            if word.load(Ordering::Relaxed) == before || mutant!("seqlock_without_recheck") {
                 return Some(out);
             }
         }

@@ -14,7 +14,8 @@
 //! * Below `flushed_until`: written and checksummed.
 //! * Below `head`: read from the device. Below `safe_head`: the frame may be used again.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, mutant, ordering};
+use ferrite_index::Epoch;
 
 #[derive(Debug)]
 pub(crate) struct Boundaries {
@@ -55,7 +56,7 @@ impl Boundaries {
         self.flushed_until.load(Ordering::Acquire)
     }
     pub fn safe_read_only(&self) -> u64 {
-        self.safe_read_only.load(Ordering::Acquire)
+        self.safe_read_only.load(ordering!(Acquire, "boundary_acquire"))
     }
     pub fn read_only(&self) -> u64 {
         self.read_only.load(Ordering::Acquire)
@@ -70,30 +71,56 @@ impl Boundaries {
     pub fn announce_read_only(&self, to: u64) {
         self.read_only.fetch_max(to, Ordering::AcqRel);
     }
-    /// One grace period after the announcement.
-    pub fn read_only_is_safe(&self, to: u64) {
-        assert!(to <= self.read_only());
-        raise(&self.safe_read_only, to);
+    /// Begins the grace period after which what is announced will be safe; `None` when it is.
+    pub fn begin_read_only(&self, epoch: &Epoch) -> Option<Announced> {
+        let to = self.read_only();
+        (to > self.safe_read_only()).then(|| Announced { epoch: epoch.bump(), to })
+    }
+    /// Whether its grace period has passed; what was announced is safe then.
+    pub fn settle_read_only(&self, epoch: &Epoch, announced: &Announced) -> bool {
+        let passed = epoch.is_safe(announced.epoch) || mutant!("read_only_without_grace");
+        if passed {
+            assert!(announced.to <= self.read_only());
+            raise(&self.safe_read_only, announced.to);
+        }
+        passed
     }
     /// The prefix below `to` is written.
     pub fn flushed(&self, to: u64) {
         assert!(to <= self.safe_read_only());
         raise(&self.flushed_until, to);
     }
-    /// Announces that the log below `to` is read from the device.
-    pub fn announce_head(&self, to: u64) {
+    /// Announces that the log below `to` is read from the device, and begins the grace period.
+    pub fn begin_head(&self, epoch: &Epoch, to: u64) -> Announced {
         assert!(to <= self.flushed_until());
+        if mutant!("head_after_its_grace_began") {
+            let announced = Announced { epoch: epoch.bump(), to };
+            raise(&self.head, to);
+            return announced;
+        }
         raise(&self.head, to);
+        Announced { epoch: epoch.bump(), to }
     }
-    /// One grace period after the announcement.
-    pub fn head_is_safe(&self, to: u64) {
-        assert!(to <= self.head());
-        raise(&self.safe_head, to);
+    /// Whether its grace period has passed; frames below it may be used again then.
+    pub fn settle_head(&self, epoch: &Epoch, announced: &Announced) -> bool {
+        let passed = epoch.is_safe(announced.epoch) || mutant!("head_without_grace");
+        if passed {
+            assert!(announced.to <= self.head());
+            raise(&self.safe_head, announced.to);
+        }
+        passed
     }
+}
+
+/// A boundary that was announced, and the epoch that began after it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Announced {
+    epoch: u64,
+    pub to: u64,
 }
 
 fn raise(boundary: &AtomicU64, to: u64) {
     // Only one thread raises it, so a load and a store do.
     assert!(boundary.load(Ordering::Relaxed) <= to, "a boundary moved down");
-    boundary.store(to, Ordering::Release);
+    boundary.store(to, ordering!(Release, "boundary_release"));
 }

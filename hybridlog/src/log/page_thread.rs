@@ -11,6 +11,7 @@
 //! The next frames are ready before the tail needs them: `spare` pages ahead of the tail's own.
 
 use super::Log;
+use super::boundaries::Announced;
 use crate::device::{ALIGNMENT, Bytes, FileId, Request};
 use crate::tier::raw::{block_crc, side_size};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -60,9 +61,9 @@ struct Chunk {
 pub(crate) struct PageThread {
     log: Arc<Log>,
     work: Arc<PageWork>,
-    /// Announced and not yet safe: (epoch, boundary).
-    read_only_pending: Option<(u64, u64)>,
-    head_pending: Option<(u64, u64)>,
+    /// Announced and not yet safe.
+    read_only_pending: Option<Announced>,
+    head_pending: Option<Announced>,
     /// In log order, from `flushed_until` on.
     chunks: VecDeque<Chunk>,
     submitted_until: u64,
@@ -158,20 +159,16 @@ impl PageThread {
         if wanted > b.read_only() {
             b.announce_read_only(wanted);
         }
-        let announced = b.read_only();
-        if announced > b.safe_read_only() {
-            self.read_only_pending = Some((self.log.epoch.bump(), announced));
-        }
+        self.read_only_pending = b.begin_read_only(&self.log.epoch);
     }
 
     fn settle_read_only(&mut self) -> bool {
-        let Some((epoch, to)) = self.read_only_pending else { return false };
-        if !self.log.epoch.is_safe(epoch) {
+        let Some(announced) = self.read_only_pending else { return false };
+        if !self.log.boundaries.settle_read_only(&self.log.epoch, &announced) {
             return false;
         }
         self.read_only_pending = None;
-        self.log.boundaries.read_only_is_safe(to);
-        self.log.ages.note(to, crate::store::unix_ms());
+        self.log.ages.note(announced.to, crate::store::unix_ms());
         true
     }
 
@@ -183,21 +180,19 @@ impl PageThread {
         let flushed = self.log.geometry.page_start(b.flushed_until());
         let wanted = self.head_wanted().min(flushed);
         if wanted > b.head() {
-            b.announce_head(wanted);
-            self.head_pending = Some((self.log.epoch.bump(), wanted));
+            self.head_pending = Some(b.begin_head(&self.log.epoch, wanted));
         }
     }
 
     fn settle_head(&mut self) -> bool {
-        let Some((epoch, to)) = self.head_pending else { return false };
-        if !self.log.epoch.is_safe(epoch) {
+        let Some(announced) = self.head_pending else { return false };
+        let b = &self.log.boundaries;
+        let g = &self.log.geometry;
+        let (from, to) = (g.page_start(b.safe_head()), announced.to);
+        if !b.settle_head(&self.log.epoch, &announced) {
             return false;
         }
         self.head_pending = None;
-        let b = &self.log.boundaries;
-        let g = &self.log.geometry;
-        let from = g.page_start(b.safe_head());
-        b.head_is_safe(to);
         // A start in the middle of the ring's first turn leaves no partial page: both are aligned.
         for page in (from..to).step_by(g.page_words as usize) {
             self.log.page_left_memory(page);

@@ -10,7 +10,7 @@
 //! of twice a record's words always suffices, since a PAD is shorter than the record that caused
 //! it. Credits are given back before their holder leaves.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, mutant, ordering};
 
 pub(crate) struct Tail {
     tail: AtomicU64,
@@ -53,12 +53,17 @@ impl Tail {
         assert!(self.limit.load(Ordering::Relaxed) <= limit);
         // Release: pairs with the acquire in `grant`, so that who writes into a frame does it
         // after it was zeroed and after its last reader left.
-        self.limit.store(limit, Ordering::Release);
+        self.limit.store(limit, ordering!(Release, "limit_release"));
     }
 
     /// Takes `words` of room, if there are as many.
     pub fn grant(&self, words: u64) -> bool {
-        let limit = self.limit.load(Ordering::Acquire);
+        let limit = self.limit.load(ordering!(Acquire, "limit_acquire"));
+        if mutant!("grant_in_two_steps") {
+            let fits = self.granted() + words <= limit;
+            self.granted.fetch_add(if fits { words } else { 0 }, Ordering::AcqRel);
+            return fits;
+        }
         self.granted
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |granted| {
                 (granted + words <= limit).then_some(granted + words)
@@ -80,11 +85,16 @@ impl Tail {
         let mut tail = self.tail.load(Ordering::Relaxed);
         loop {
             let left = self.page_words - (tail & (self.page_words - 1));
-            let pad = if words <= left { 0 } else { left };
+            let pad = if words <= left || mutant!("reserve_across_pages") { 0 } else { left };
             if pad + words > *credit {
                 return Err(pad + words);
             }
             let next = tail + pad + words;
+            if mutant!("reserve_in_two_steps") {
+                self.tail.store(next, Ordering::Release);
+                *credit -= pad + words;
+                return Ok(Reserved { address: tail + pad, pad_at: tail, pad });
+            }
             // AcqRel: a later reservation in the page happens after this one's page turn.
             match self.tail.compare_exchange_weak(tail, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
