@@ -41,6 +41,24 @@ fn server_seconds(wire: &mut Replies) -> i64 {
 }
 
 #[test]
+fn a_save_that_fails_is_told_and_lastsave_stays() {
+    let server = Server::ferrite(&[]);
+    let mut wire = Replies::of(&server);
+    wire.line("SET a 1");
+    let before = wire.integer("LASTSAVE");
+    // Whoever removes this directory under a running server: nothing can be saved any more.
+    std::fs::remove_dir_all(server.directory.path().join("data/checkpoints")).unwrap();
+    while server_seconds(&mut wire) <= before {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let reply = wire.text("SAVE");
+    assert!(reply.starts_with("-ERR checkpoint failed: "), "{reply}");
+    assert_eq!(wire.integer("LASTSAVE"), before);
+    assert!(wire.text("INFO persistence").contains("rdb_last_bgsave_status:err"));
+    assert_eq!(wire.text("GET a"), "$1\r\n1\r\n");
+}
+
+#[test]
 fn shutdown_saves_unless_told_not_to() {
     let mut server = Server::ferrite(&[]);
     let mut wire = Replies::of(&server);
