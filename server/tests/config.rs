@@ -397,10 +397,10 @@ fn the_log_can_be_json_lines_in_a_file() {
     }
 }
 
-/// Writes it anew with `UPDATE_DOCS=1` in the environment.
+/// Writes it anew with `FERRITE_UPDATE_DOCS=1` in the environment.
 #[test]
 fn the_settings_in_the_documentation_are_the_tables() {
-    const BEGIN: &str = "<!-- generated from the table of settings: UPDATE_DOCS=1 cargo test -p \
+    const BEGIN: &str = "<!-- generated from the table of settings: FERRITE_UPDATE_DOCS=1 cargo test -p \
                          ferrite-server --test config -->\n";
     const END: &str = "\n<!-- end -->";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
@@ -408,7 +408,7 @@ fn the_settings_in_the_documentation_are_the_tables() {
     let (before, rest) = page.split_once(BEGIN).expect("the mark of the beginning");
     let (_, after) = rest.split_once(END).expect("the mark of the end");
     let current = [before, BEGIN, &ferrite_server::config::operating_table(), END, after].concat();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
+    if std::env::var_os("FERRITE_UPDATE_DOCS").is_some() {
         fs::write(&path, &current).expect("written");
     } else {
         assert!(page == current, "docs/operating.md is not current: {BEGIN}");

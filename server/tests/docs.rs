@@ -41,6 +41,20 @@ const DIFFERENCES: &[Difference] = &[
         test: "a_key_over_its_limit_is_refused",
     },
     Difference {
+        commands: &["CONFIG"],
+        what: "The settings are Ferrite's (`section.key`); those of Redis's names that mean the same \
+               are known too. `bind`, `port`, `dir` and others answer `can't set immutable config`.",
+        why: "They need a restart; docs/operating.md says which.",
+        test: "refusals_have_redis_words",
+    },
+    Difference {
+        commands: &["CONFIG"],
+        what: "`save` is empty or one pair whose second number is 1; a feature that is not there yet \
+               answers `not available in this version` to all but its inert value.",
+        why: "A checkpoint is taken at an interval when anything was written.",
+        test: "save_is_the_interval_or_nothing",
+    },
+    Difference {
         commands: &["DEBUG"],
         what: "Only `SLEEP` and `HELP`, from any connection; `SLEEP` stops its own connection and no \
                other.",
@@ -52,6 +66,13 @@ const DIFFERENCES: &[Difference] = &[
         what: "`ASYNC` and `SYNC` do the same.",
         why: "Emptying takes no longer for more keys.",
         test: "flushing_empties_one_database_or_all",
+    },
+    Difference {
+        commands: &["INFO"],
+        what: "Fields about what Ferrite does not have are missing; there is a section `storage`, and \
+               `used_memory` is the anonymous and locked memory of the process.",
+        why: "A number that would always be zero helps nobody, and no allocator holds the data.",
+        test: "every_line_is_a_headline_or_a_field_and_fields_are_unique",
     },
     Difference {
         commands: &["KEYS"],
