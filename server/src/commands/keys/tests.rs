@@ -206,6 +206,22 @@ fn scan_finds_every_key_whatever_its_options() {
 }
 
 #[test]
+fn scan_of_few_keys_takes_few_calls() {
+    let mut bench = Bench::new();
+    bench.text("SET key 1");
+    let (mut calls, mut cursor) = (0, "0".to_string());
+    loop {
+        let reply = bench.text(&format!("SCAN {cursor} COUNT 1"));
+        cursor = reply.lines().nth(2).unwrap().into();
+        calls += 1;
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert!(calls < 100, "{calls} calls");
+}
+
+#[test]
 fn scan_refuses_what_redis_refuses() {
     check(&[
         ("SCAN abc", "-ERR invalid cursor"),

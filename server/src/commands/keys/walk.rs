@@ -16,8 +16,10 @@ const SLICE_STEPS: usize = 64;
 const SLICE_KEYS: usize = 512;
 /// SCAN's COUNT when none is given.
 const COUNT_DEFAULT: u64 = 10;
-/// SCAN gives up looking for enough keys after so many steps for each of them.
+/// SCAN gives up looking for enough keys after so many steps for each of them, and not before so
+/// many in all: a small database in a large index is walked in few calls, whatever its COUNT.
 const STEPS_FOR_A_KEY: u64 = 10;
+const STEPS_AT_LEAST: u64 = 1024;
 
 /// What a walk keeps between its slices.
 struct Walk {
@@ -141,7 +143,7 @@ pub(super) fn keys(call: &mut Call<'_, '_>) -> Outcome {
 pub(super) fn scan(call: &mut Call<'_, '_>) -> Outcome {
     let cursor = parse_u64(call.args.at(1)).ok_or(error::INVALID_CURSOR)?;
     let (filter, count) = scan_options(call)?;
-    let steps_max = count.saturating_mul(STEPS_FOR_A_KEY);
+    let steps_max = count.saturating_mul(STEPS_FOR_A_KEY).max(STEPS_AT_LEAST);
     let walk = resume(call, cursor).run(call, &filter, |walk| {
         walk.cursor == 0 || walk.met >= count || walk.steps >= steps_max
     })?;
