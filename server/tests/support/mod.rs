@@ -46,7 +46,9 @@ impl Server {
         let mut address = None;
         for line in lines.by_ref().map_while(Result::ok) {
             if let Some((_, rest)) = line.split_once("listening on ") {
-                address = rest.split([',', ' ']).next().and_then(|text| text.parse().ok());
+                // A Unix socket has a line of its own, with a path.
+                let socket = rest.split([',', ' ']).next().and_then(|text| text.parse().ok());
+                address = address.or(socket);
             }
             if line.ends_with("ready") {
                 break;
