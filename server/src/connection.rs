@@ -144,13 +144,12 @@ impl Connection {
     /// Where received bytes go. `spare` is the worker's buffer, lent to connections that hold
     /// nothing.
     pub fn room(&mut self, spare: &mut Input) -> &mut [u8] {
-        if self.input.is_empty() {
+        // Memory that was lent for this turn is used until its end.
+        if self.input.is_empty() && self.input.capacity() < Input::SIZE {
             if spare.capacity() < Input::SIZE {
                 *spare = Input::spare();
             }
-            if self.input.capacity() < Input::SIZE {
-                self.input.swap_memory(spare);
-            }
+            self.input.swap_memory(spare);
         }
         self.input.room(self.decoder.wanted())
     }
