@@ -7,6 +7,7 @@ pub(crate) use modelled::{AtomicU64, fence};
 pub(crate) use std::sync::atomic::Ordering;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, fence};
+use std::sync::{Mutex, MutexGuard};
 
 /// One turn of a short spin.
 #[inline]
@@ -15,6 +16,33 @@ pub(crate) fn spin() {
     std::hint::spin_loop();
     #[cfg(loom)]
     loom::thread::yield_now();
+}
+
+/// Locks a mutex that nobody panics under.
+pub(crate) trait Locked<T> {
+    fn locked(&self) -> MutexGuard<'_, T>;
+}
+
+impl<T> Locked<T> for Mutex<T> {
+    #[cfg(not(ferrite_tsan))]
+    fn locked(&self) -> MutexGuard<'_, T> {
+        self.lock().expect("nothing panics under this lock")
+    }
+
+    /// ThreadSanitizer does not see a lock that was taken after waiting, since that happens inside
+    /// std, which is not instrumented. So whoever had to wait lets go again, and takes it in sight.
+    #[cfg(ferrite_tsan)]
+    fn locked(&self) -> MutexGuard<'_, T> {
+        loop {
+            match self.try_lock() {
+                Ok(guard) => return guard,
+                Err(std::sync::TryLockError::WouldBlock) => drop(self.lock()),
+                Err(std::sync::TryLockError::Poisoned(_)) => {
+                    panic!("nothing panics under this lock")
+                }
+            }
+        }
+    }
 }
 
 /// Whether this run leaves out the step called `$name`: never, except in the one build that

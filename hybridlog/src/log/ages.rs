@@ -4,6 +4,7 @@
 //! noted end was last written before that time. Notes are thinned as they become many, oldest and
 //! newest alike, so the answer stays a lower bound and only loses precision.
 
+use crate::sync::Locked;
 use std::sync::{Mutex, MutexGuard};
 
 /// Notes that are kept.
@@ -40,7 +41,7 @@ impl Ages {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
-        self.notes.lock().expect("nothing panics under this lock")
+        self.notes.locked()
     }
 }
 

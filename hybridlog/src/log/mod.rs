@@ -19,6 +19,7 @@ pub(crate) mod tail;
 use crate::config::Geometry;
 use crate::device::Device;
 use crate::record::{Draft, RecordRef};
+use crate::sync::Locked;
 use crate::tier::raw::RawSegments;
 use ages::Ages;
 use boundaries::Boundaries;
@@ -78,14 +79,14 @@ struct Reasons {
 impl Health {
     /// Why nothing can be written any more, if so; a full disk is no such reason.
     pub fn breakage(&self) -> Option<String> {
-        self.reasons.lock().expect("nothing panics under this lock").broken.clone()
+        self.reasons.locked().broken.clone()
     }
     /// Why writes are refused, if they are.
     pub fn refusal(&self) -> Option<String> {
         if !self.refuses.load(Ordering::Acquire) {
             return None;
         }
-        let reasons = self.reasons.lock().expect("nothing panics under this lock");
+        let reasons = self.reasons.locked();
         reasons.broken.clone().or_else(|| reasons.full.clone())
     }
     pub fn is_writable(&self) -> bool {
@@ -111,7 +112,7 @@ impl Health {
         });
     }
     fn set(&self, change: impl FnOnce(&mut Reasons)) {
-        let mut reasons = self.reasons.lock().expect("nothing panics under this lock");
+        let mut reasons = self.reasons.locked();
         change(&mut reasons);
         let refuses = reasons.broken.is_some() || reasons.full.is_some();
         self.refuses.store(refuses, Ordering::Release);
@@ -225,7 +226,7 @@ impl Log {
     fn page_left_memory(&self, page_start: u64) {
         let expiry = self.page_expiry(page_start).swap(u64::MAX, Ordering::Relaxed);
         if expiry != u64::MAX {
-            let mut cold = self.cold_expiry.lock().expect("nothing panics under this lock");
+            let mut cold = self.cold_expiry.locked();
             let noted = cold.entry(page_start).or_insert(u64::MAX);
             *noted = (*noted).min(expiry);
         }
@@ -235,12 +236,12 @@ impl Log {
 
     /// Tells the page thread that there may be something to do.
     pub fn wake(&self) {
-        *self.wake.asked.lock().expect("nothing panics under this lock") = true;
+        *self.wake.asked.locked() = true;
         self.wake.changed.notify_one();
     }
 
     fn wait_for_wake(&self, at_most: Duration) {
-        let asked = self.wake.asked.lock().expect("nothing panics under this lock");
+        let asked = self.wake.asked.locked();
         let (mut asked, _) = self
             .wake
             .changed

@@ -13,6 +13,7 @@
 use super::Log;
 use super::boundaries::Announced;
 use crate::device::{ALIGNMENT, Bytes, FileId, Request};
+use crate::sync::Locked;
 use crate::tier::raw::{block_crc, side_size};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -41,7 +42,7 @@ impl PageWork {
     }
     /// Takes the segments written since they were last synced.
     pub fn take_unsynced(&self) -> BTreeSet<u64> {
-        std::mem::take(&mut *self.unsynced.lock().expect("nothing panics under this lock"))
+        std::mem::take(&mut *self.unsynced.locked())
     }
 }
 
@@ -282,7 +283,7 @@ impl PageThread {
         let (log, work) = (Arc::clone(&self.log), Arc::clone(&self.work));
         Box::new(move |result| {
             let outcome = Outcome { from, result };
-            work.outcomes.lock().expect("nothing panics under this lock").push(outcome);
+            work.outcomes.locked().push(outcome);
             log.wake();
         })
     }
@@ -313,9 +314,7 @@ impl PageThread {
     }
 
     fn settle_flushes(&mut self) -> bool {
-        let outcomes = std::mem::take(
-            &mut *self.work.outcomes.lock().expect("nothing panics under this lock"),
-        );
+        let outcomes = std::mem::take(&mut *self.work.outcomes.locked());
         for Outcome { from, result } in outcomes {
             let chunk = self
                 .chunks
@@ -349,7 +348,7 @@ impl PageThread {
         let g = &self.log.geometry;
         let segment = g.segment_of(from);
         let first_block = g.offset_in_segment(from) / ALIGNMENT as u64;
-        self.work.unsynced.lock().expect("nothing panics under this lock").insert(segment);
+        self.work.unsynced.locked().insert(segment);
         self.log.raw.side_written(segment, first_block, (to - from) / BLOCK_WORDS);
         self.log.boundaries.flushed(to);
     }

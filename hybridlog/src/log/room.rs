@@ -6,6 +6,7 @@
 
 use super::tail::Tail;
 use crate::store::operation::{ReadyQueue, Token};
+use crate::sync::Locked;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,7 +32,7 @@ impl Grant {
         }
     }
     fn lock(&self) -> MutexGuard<'_, GrantState> {
-        self.0.lock().expect("nothing panics under this lock")
+        self.0.locked()
     }
 }
 
@@ -163,10 +164,10 @@ impl RoomQueue {
     }
 
     fn lock_granted(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
-        self.granted.lock().expect("nothing panics under this lock")
+        self.granted.locked()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
-        self.queue.lock().expect("nothing panics under this lock")
+        self.queue.locked()
     }
 }

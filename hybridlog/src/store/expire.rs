@@ -10,6 +10,7 @@ use super::tables::Database;
 use super::{Change, Inner, Session, Stop, Store, Value};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
+use crate::sync::Locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub(crate) struct ExpiryControl {
 
 impl ExpiryControl {
     pub fn stop(&self) {
-        *self.stopped.lock().expect("nothing panics under this lock") = true;
+        *self.stopped.locked() = true;
         self.changed.notify_all();
     }
     /// Holds the cycle (`DEBUG SET-ACTIVE-EXPIRE 0`).
@@ -40,7 +41,7 @@ impl ExpiryControl {
     }
     /// Sleeps; true when it is time to stop.
     fn sleep(&self, time: Duration) -> bool {
-        let stopped = self.stopped.lock().expect("nothing panics under this lock");
+        let stopped = self.stopped.locked();
         let (stopped, _) = self
             .changed
             .wait_timeout_while(stopped, time, |stopped| !*stopped)
@@ -154,7 +155,7 @@ impl ExpiryCycle {
     }
 
     fn note_cold(&self, page: u64, at: u64) {
-        let mut cold = self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+        let mut cold = self.inner.log.cold_expiry.locked();
         let earliest = cold.entry(page).or_insert(u64::MAX);
         *earliest = (*earliest).min(at);
     }
@@ -164,7 +165,7 @@ impl ExpiryCycle {
         let log = Arc::clone(&self.inner.log);
         let begin = log.geometry.page_start(log.boundaries.begin());
         let page = {
-            let mut cold = log.cold_expiry.lock().expect("nothing panics under this lock");
+            let mut cold = log.cold_expiry.locked();
             cold.retain(|page, _| *page >= begin);
             let due = |(_, earliest): &(&u64, &u64)| **earliest <= now;
             let after = cold.range(self.cold_cursor + 1..).find(due);
@@ -188,7 +189,7 @@ impl ExpiryCycle {
             Err(_) => earliest = now + 60_000,
         }
         self.remove(due);
-        let mut cold = self.inner.log.cold_expiry.lock().expect("nothing panics under this lock");
+        let mut cold = self.inner.log.cold_expiry.locked();
         if earliest == u64::MAX {
             cold.remove(&page);
         } else {
@@ -220,7 +221,7 @@ impl ExpiryCycle {
         while tokens.is_empty() {
             std::thread::park_timeout(Duration::from_millis(10));
             self.session.ready(&mut tokens);
-            if *self.inner.expiry.stopped.lock().expect("nothing panics under this lock") {
+            if *self.inner.expiry.stopped.locked() {
                 return;
             }
         }

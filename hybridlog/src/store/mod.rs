@@ -40,6 +40,7 @@ use crate::device::{self, Device};
 use crate::log::Log;
 use crate::log::page_thread::{PageThread, PageWork};
 use crate::record::HEADER_LIMIT;
+use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
 use expire::{ExpiryControl, ExpiryCycle};
 use ferrite_index::{Epoch, Gate, HashSecret};
@@ -214,8 +215,7 @@ impl Store {
                 cycle.run();
             }
         });
-        *store.0.expiry_thread.lock().expect("nothing panics under this lock") =
-            Some(expiry_thread);
+        *store.0.expiry_thread.locked() = Some(expiry_thread);
         store
     }
 
@@ -377,7 +377,7 @@ pub(crate) fn unix_ms() -> u64 {
 impl Inner {
     /// The tables and the number of their generation.
     pub fn tables(&self) -> (u64, Arc<Tables>) {
-        let tables = self.tables.lock().expect("nothing panics under this lock");
+        let tables = self.tables.locked();
         (self.generation(), Arc::clone(&tables))
     }
 
@@ -387,7 +387,7 @@ impl Inner {
 
     /// Replaces the tables. At a safepoint only.
     fn change_tables(&self, change: impl FnOnce(&mut Tables)) {
-        let mut tables = self.tables.lock().expect("nothing panics under this lock");
+        let mut tables = self.tables.locked();
         let mut next = Tables::clone(&tables);
         change(&mut next);
         *tables = Arc::new(next);
@@ -428,7 +428,7 @@ impl Log {
         if checkpoint.slots.iter().all(|slot| slot.expiring == 0) {
             return;
         }
-        let mut cold = self.cold_expiry.lock().expect("nothing panics under this lock");
+        let mut cold = self.cold_expiry.locked();
         for &(from, to) in &checkpoint.extents {
             let first = self.geometry.page_start(from.max(checkpoint.begin));
             cold.extend((first..to).step_by(self.geometry.page_words as usize).map(|p| (p, 0)));

@@ -6,6 +6,7 @@
 use crate::OperationError;
 use crate::log::Log;
 use crate::log::room::Grant;
+use crate::sync::Locked;
 use crate::tier::raw::{Fetched, ReadFailure};
 use ferrite_index::Address;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -175,7 +176,7 @@ impl Fetches {
         }
     }
     fn lock(&self) -> MutexGuard<'_, FetchesInner> {
-        self.inner.lock().expect("nothing panics under this lock")
+        self.inner.locked()
     }
 }
 
@@ -190,10 +191,10 @@ impl ReadyQueue {
         Self { tokens: Mutex::default(), notify }
     }
     pub fn push(&self, token: Token) {
-        self.tokens.lock().expect("nothing panics under this lock").push(token);
+        self.tokens.locked().push(token);
         (self.notify)();
     }
     pub fn drain(&self, into: &mut Vec<Token>) {
-        into.append(&mut self.tokens.lock().expect("nothing panics under this lock"));
+        into.append(&mut self.tokens.locked());
     }
 }

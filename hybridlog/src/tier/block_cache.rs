@@ -3,6 +3,7 @@
 //! It holds only what can be read back; dropping any of it costs a device read.
 
 use crate::device::{ALIGNMENT, Buffer};
+use crate::sync::Locked;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -81,7 +82,7 @@ impl BlockCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, Blocks> {
-        self.blocks.lock().expect("nothing panics under this lock")
+        self.blocks.locked()
     }
 }
 
