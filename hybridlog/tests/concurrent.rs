@@ -101,7 +101,7 @@ fn transfers(config: Config, completion: Completion, rounds: u64, seed: u64) {
     store.checkpoint().expect("checkpoints");
     let stop = AtomicBool::new(false);
     let ended = AtomicU64::new(0);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..THREADS {
             let (store, accounts, stop, ended) = (&store, &accounts, &stop, &ended);
             scope.spawn(move || {
@@ -171,7 +171,7 @@ fn a_key_never_goes_back_and_is_never_torn() {
     let keys = keys_on(&device, 4, 3);
     let stop = AtomicBool::new(false);
     let running = AtomicU64::new(THREADS);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..THREADS as usize {
             let (store, keys, stop, running) = (&store, &keys, &stop, &running);
             scope.spawn(move || {
@@ -226,7 +226,7 @@ fn every_walk_meets_what_is_there_all_along_while_the_index_grows() {
     let mut s = store.blocking_session();
     stable.iter().for_each(|key| put(&mut s, key, b"12345678").expect("writes"));
     let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..2u64 {
             let (store, stop) = (&store, &stop);
             scope.spawn(move || {
@@ -273,7 +273,7 @@ fn a_pair_of_keys_is_flushed_and_swapped_together() {
     let store = support::open(&tiny(), &device);
     let stop = AtomicBool::new(false);
     let twins: [&[u8]; 2] = [b"one", b"other"];
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..2u64 {
             let (store, stop) = (&store, &stop);
             scope.spawn(move || {
@@ -340,7 +340,7 @@ fn expiring_keys_are_counted_exactly_whoever_removes_them() {
     let device = FaultDevice::new();
     let store = support::open(&tiny(), &device);
     store.pause_expiry_cycle(false);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..THREADS {
             let store = &store;
             scope.spawn(move || {

@@ -1,5 +1,7 @@
 //! The store on real files: every region, restarts, and rings so small that rare paths are common.
 
+mod support;
+
 use ferrite_hybridlog::{Change, Config, Database, OpenError, Store};
 use std::collections::HashMap;
 
@@ -78,7 +80,7 @@ fn no_increment_is_lost_on_a_ring_of_two_pages_across_checkpoints() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = Store::open(tiny(dir.path())).expect("opens");
     let (threads, each, keys) = (4, 5000u64, 50u64);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..threads {
             let store = &store;
             scope.spawn(move || {
@@ -113,7 +115,7 @@ fn a_command_larger_than_the_ring_is_whole_or_not_at_all() {
     let store = Store::open(tiny(dir.path())).expect("opens");
     let keys: Vec<Vec<u8>> = (0..40u64).map(|i| i.to_le_bytes().to_vec()).collect();
     let places: Vec<(Database, &[u8])> = keys.iter().map(|k| (DB, k.as_slice())).collect();
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..3u8 {
             let (store, places) = (&store, &places);
             scope.spawn(move || {
@@ -150,7 +152,7 @@ fn a_value_of_a_whole_page_goes_through_a_ring_of_two() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = Store::open(tiny(dir.path())).expect("opens");
     let limit = store.value_limit(8);
-    std::thread::scope(|scope| {
+    support::threads(|scope| {
         for t in 0..4u64 {
             let store = &store;
             scope.spawn(move || {

@@ -196,11 +196,14 @@ impl Log {
     /// Pads the tail to a block, at a safepoint, and makes everything below it read-only. Returns
     /// the new tail: the cut.
     pub fn fold_over(&self, block_words: u64, credit: &mut u64) -> u64 {
-        let reserved = self.tail.align(block_words, credit);
-        self.pad(&reserved);
-        self.boundaries.announce_read_only(reserved.address);
+        let cut = self.tail.align(block_words, credit, |at, words| {
+            // SAFETY: at a safepoint nobody else appends, so the words behind the tail, which
+            // `credit` covers, are this caller's.
+            unsafe { self.frames.pad(at, words) };
+        });
+        self.boundaries.announce_read_only(cut);
         self.wake();
-        reserved.address
+        cut
     }
 
     fn pad(&self, reserved: &Reserved) {

@@ -106,14 +106,21 @@ impl Tail {
         }
     }
 
-    /// Moves the tail to the next multiple of `words` and says where the PAD goes; `credit`
-    /// pays. For the cut, at a safepoint.
-    pub fn align(&self, words: u64, credit: &mut u64) -> Reserved {
+    /// Moves the tail to the next multiple of `words`, after `fill` has written the PAD (its place
+    /// and its words, if there are any), and returns it; `credit` pays. For the cut, at a
+    /// safepoint.
+    ///
+    /// The PAD comes first: the caller is not pinned, so as soon as the tail has moved the page
+    /// thread may make everything below it read-only and write it to the device.
+    pub fn align(&self, words: u64, credit: &mut u64, fill: impl FnOnce(u64, u64)) -> u64 {
         let tail = self.tail.load(Ordering::Acquire);
         let next = tail.next_multiple_of(words);
         *credit = credit.checked_sub(next - tail).expect("the cut took room for its PAD first");
+        if next > tail {
+            fill(tail, next - tail);
+        }
         self.tail.store(next, Ordering::Release);
-        Reserved { address: next, pad_at: tail, pad: next - tail }
+        next
     }
 }
 
@@ -136,6 +143,21 @@ mod tests {
                 assert_eq!(tail.granted(), tail.load() + credit);
             }
         }
+    }
+
+    /// The PAD of a cut was once written after the tail had moved: the page thread could write the
+    /// block to the device without it, and the next start found the log ending before the cut.
+    #[test]
+    fn the_pad_of_a_cut_is_there_before_the_tail_moves() {
+        let tail = Tail::new(64, 128, 64);
+        assert!(tail.grant(64));
+        let mut credit = 64;
+        tail.reserve(10, &mut credit).expect("room was granted");
+        let mut filled = None;
+        let cut = tail.align(16, &mut credit, |at, words| filled = Some((at, words, tail.load())));
+        assert_eq!(filled, Some((74, 6, 74)));
+        assert_eq!((cut, tail.load(), credit), (80, 80, 48));
+        tail.align(16, &mut credit, |_, _| panic!("it is aligned already"));
     }
 
     #[test]

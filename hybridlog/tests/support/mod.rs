@@ -159,3 +159,28 @@ pub fn check(store: &Store, s: &mut BlockingSession, model: &Model, universe: &[
         assert_eq!(store.key_count(Database(db)), model.counts(db), "the counts of {db}");
     }
 }
+
+/// Threads that borrow, like [`std::thread::scope`]'s, each joined by name at the end: the scope's
+/// own wait happens inside std, where ThreadSanitizer does not see that the threads are done.
+pub struct Threads<'scope, 'env> {
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    handles: std::cell::RefCell<Vec<std::thread::ScopedJoinHandle<'scope, ()>>>,
+}
+
+impl<'scope> Threads<'scope, '_> {
+    /// Starts one.
+    pub fn spawn(&self, run: impl FnOnce() + Send + 'scope) {
+        self.handles.borrow_mut().push(self.scope.spawn(run));
+    }
+}
+
+/// Runs `start`, then waits for the threads that it started.
+pub fn threads<'env>(start: impl for<'scope> FnOnce(&Threads<'scope, 'env>)) {
+    std::thread::scope(|scope| {
+        let threads = Threads { scope, handles: std::cell::RefCell::default() };
+        start(&threads);
+        for handle in threads.handles.into_inner() {
+            handle.join().expect("a thread's test holds");
+        }
+    });
+}
