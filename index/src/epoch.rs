@@ -194,7 +194,9 @@ impl Epoch {
         // Relaxed, since the fence below is also the acquire that pairs with `bump`. An epoch that
         // is already old by the time it is stored only makes a grace period longer.
         let epoch = self.current.load(Relaxed);
-        word.store(epoch << 1 | gated, Relaxed);
+        // Who sees this word instead of the one that `leave_slot` stored sees what was done before,
+        // by the fence there; ThreadSanitizer does not follow fences.
+        word.store(epoch << 1 | gated, if cfg!(ferrite_tsan) { Release } else { Relaxed });
         if !mutant!("epoch_pin_fence") {
             // Pairs with the fence in `all_slots`: see the top of this file.
             fence(SeqCst);

@@ -7,7 +7,7 @@
 
 use super::operation::Operation;
 use super::tables::Database;
-use super::{Change, Inner, Session, Stop, Store, Value};
+use super::{Change, Inner, Session, Stop, Value};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::sync::Locked;
@@ -61,10 +61,12 @@ pub(crate) struct ExpiryCycle {
 }
 
 impl ExpiryCycle {
-    pub fn new(store: &Store) -> Self {
+    /// On the calling thread, which runs it. It holds no handle of the store, so that the last
+    /// handle ends it.
+    pub fn new(inner: Arc<Inner>) -> Self {
         let thread = std::thread::current();
-        let session = store.session(move || thread.unpark());
-        Self { inner: Arc::clone(store.inner()), session, cold_cursor: 0 }
+        let session = Session::new(&inner, Box::new(move || thread.unpark()));
+        Self { inner, session, cold_cursor: 0 }
     }
 
     pub fn run(mut self) {

@@ -46,7 +46,7 @@ use expire::{ExpiryControl, ExpiryCycle};
 use ferrite_index::{Epoch, Gate, HashSecret};
 use lock::DirectoryLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tables::{Slot, Tables};
@@ -203,20 +203,14 @@ impl Store {
                 std::process::abort();
             }
         });
-        let store = Self(Arc::new(Running {
+        let cycle_of = Arc::clone(&inner);
+        let expiry_thread = spawn("ferrite-expiry", move || ExpiryCycle::new(cycle_of).run());
+        Self(Arc::new(Running {
             inner,
             page_thread: Mutex::new(Some(page_thread)),
-            expiry_thread: Mutex::new(None),
+            expiry_thread: Mutex::new(Some(expiry_thread)),
             _lock: lock,
-        }));
-        let weak = Arc::downgrade(&store.0);
-        let expiry_thread = spawn("ferrite-expiry", move || {
-            if let Some(cycle) = cycle_of(&weak) {
-                cycle.run();
-            }
-        });
-        *store.0.expiry_thread.locked() = Some(expiry_thread);
-        store
+        }))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -231,7 +225,7 @@ impl Store {
     /// A handle for one thread. `notify` is called, from any thread, when [`Session::ready`] has
     /// something; it must be cheap and must not call back into the store.
     pub fn session(&self, notify: impl Fn() + Send + Sync + 'static) -> Session {
-        Session::new(self, Box::new(notify))
+        Session::new(self.inner(), Box::new(notify))
     }
 
     /// Takes a fold-over checkpoint and returns when it is durable. Blocks; call it on a thread
@@ -441,12 +435,6 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
         .name(name.to_owned())
         .spawn(run)
         .expect("the system has room for the store's two threads")
-}
-
-/// The cycle holds parts of the store, never the store itself, so that the last handle ends it.
-fn cycle_of(running: &Weak<Running>) -> Option<ExpiryCycle> {
-    let store = Store(running.upgrade()?);
-    Some(ExpiryCycle::new(&store))
 }
 
 impl Drop for Running {

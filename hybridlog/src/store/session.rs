@@ -4,11 +4,11 @@
 //! for I/O, room or a latch beyond a short spin; what would have to leaves with
 //! [`Stop::Pending`].
 
+use super::Inner;
 use super::find::View;
 use super::operation::{Operation, ReadyQueue, Stop, Token};
 use super::tables::Tables;
 use super::write::Blocked;
-use super::{Inner, Store};
 use ferrite_index::{Participant, Pin};
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ impl Random {
 }
 
 impl Session {
-    pub(crate) fn new(store: &Store, notify: Box<dyn Fn() + Send + Sync>) -> Self {
-        let inner = Arc::clone(store.inner());
+    pub(crate) fn new(inner: &Arc<Inner>, notify: Box<dyn Fn() + Send + Sync>) -> Self {
+        let inner = Arc::clone(inner);
         let participant = inner
             .log
             .epoch
