@@ -29,16 +29,20 @@ impl Inside<'_> {
         self.walk_step(op, db, cursor, f).map(|(next, _)| next)
     }
 
-    /// As [`Inside::walk`], and removes the expired keys that it meets.
+    /// As [`Inside::walk`], and removes those of the expired keys that it meets that `wanted` is
+    /// for.
     pub fn walk_removing_expired(
         &mut self,
         op: &mut Operation,
         db: Database,
         cursor: u64,
+        wanted: impl Fn(&[u8]) -> bool,
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
         let (next, expired) = self.walk_step(op, db, cursor, f)?;
-        expired.iter().for_each(|key| self.remove_expired(op, db, key));
+        for key in expired.iter().filter(|key| wanted(key)) {
+            self.remove_expired(op, db, key);
+        }
         Ok(next)
     }
 

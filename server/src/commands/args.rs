@@ -152,8 +152,10 @@ pub fn parse_i64(word: &[u8]) -> Option<i64> {
 }
 
 /// An unsigned 64-bit integer as `strtoul` in base 10 takes a whole argument (SCAN's cursor): with
-/// a sign, a minus negating in 64 bits; no digits at all are zero, but only where nothing stands.
+/// a sign, a minus negating in 64 bits; no digits at all are zero, but only where nothing stands. A
+/// C string ends at its first NUL.
 pub fn parse_u64(word: &[u8]) -> Option<u64> {
+    let word = word.split(|byte| *byte == 0).next().unwrap_or_default();
     let (negative, digits) = match word {
         [] => return Some(0),
         [b'-', rest @ ..] => (true, rest),
@@ -254,6 +256,7 @@ mod tests {
         ] {
             assert_eq!(parse_u64(text.as_bytes()), n, "{text:?}");
         }
+        assert_eq!(parse_u64(b"\0a"), Some(0), "a C string ends at its first NUL");
     }
 
     #[test]

@@ -45,7 +45,10 @@ struct Filter<'a> {
 
 impl Filter<'_> {
     fn passes(&self, value: &Value<'_>) -> bool {
-        self.strings && self.pattern.is_none_or(|pattern| glob::matches(pattern, value.key))
+        self.strings && self.matches(value.key)
+    }
+    fn matches(&self, key: &[u8]) -> bool {
+        self.pattern.is_none_or(|pattern| glob::matches(pattern, key))
     }
 }
 
@@ -73,7 +76,11 @@ impl Walk {
         let (op, db) = (&mut *call.op, call.client.db);
         // Which of the two removes what has expired shows in DBSIZE.
         let next = match filter.removes_expired {
-            true => call.inside.walk_removing_expired(op, db, self.cursor, take),
+            // Redis looks at the pattern first, and at the expiry of what passes only.
+            true => {
+                let wanted = |key: &[u8]| filter.matches(key);
+                call.inside.walk_removing_expired(op, db, self.cursor, wanted, take)
+            }
             false => call.inside.walk(op, db, self.cursor, take),
         };
         match next {
