@@ -152,8 +152,8 @@ impl RawSegments {
             let file = self.0.device.path(self.file_of(address.raw()));
             let offset = self.0.geometry.offset_in_segment(address.raw());
             return done(Err(format!(
-                "no record lies at offset {offset} of {}, where the index points; run with the \
-                 previous checkpoint or a backup",
+                "no record lies at offset {offset} of {}, where the index points; restore \
+                 the file from a backup",
                 file.display()
             )));
         }
