@@ -19,6 +19,7 @@ use crate::CheckpointError;
 use crate::device::{ALIGNMENT, FileId, blocking};
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
+use crate::sync::mutant;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,7 +73,9 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let number = state.attempts;
     let (image, image_bytes) = image_for(inner, &state, number)?;
     let cut = cut(inner)?;
-    flush_to(inner, cut.address)?;
+    if !mutant!("cut_without_flush") {
+        flush_to(inner, cut.address)?;
+    }
     sync_log(inner)?;
     let taken_at_ms = cut.taken_at_ms;
     let manifest = next_manifest(&state, number, image, cut);
@@ -178,8 +181,12 @@ fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
         })
     };
     for segment in inner.pages.take_unsynced() {
-        sync(FileId::Segment(segment))?;
-        sync(FileId::Side(segment))?;
+        if !mutant!("cut_without_segment_sync") {
+            sync(FileId::Segment(segment))?;
+        }
+        if !mutant!("cut_without_side_sync") {
+            sync(FileId::Side(segment))?;
+        }
     }
     device.sync_directory().map_err(|e| failed("syncing the directory", e))
 }
@@ -226,9 +233,13 @@ pub(crate) fn write_manifest(
     }
     device.create(FileId::ManifestNew, 0)?;
     blocking::write(device, FileId::ManifestNew, 0, bytes)?;
-    blocking::sync(device, FileId::ManifestNew)?;
+    if !mutant!("manifest_without_sync") {
+        blocking::sync(device, FileId::ManifestNew)?;
+    }
     device.rename(FileId::ManifestNew, FileId::Manifest)?;
-    device.sync_directory()?;
+    if !mutant!("manifest_without_directory_sync") {
+        device.sync_directory()?;
+    }
     Ok(length)
 }
 
