@@ -13,6 +13,7 @@ use ferrite_hybridlog::device::{Device, FileId};
 use ferrite_hybridlog::{
     BlockingSession, Change, Config, Database, OpenError, OperationError, Store,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use support::{Entry, FUTURE, Model, PAST, check, keys_on, layout, tiny};
 
@@ -284,6 +285,59 @@ fn a_cut_while_a_store_is_made_leaves_an_empty_one() {
             s.upsert(Database(0), b"key", b"value").expect("writes");
             store.checkpoint().expect("checkpoints");
         }
+    }
+}
+
+/// The files of the store that have numbers.
+fn numbered(device: &FaultDevice) -> BTreeSet<FileId> {
+    let files = device.list().expect("lists");
+    files.into_iter().filter(|f| !matches!(f, FileId::Manifest | FileId::ManifestNew)).collect()
+}
+
+/// What a crash left is removed by the next start. Its numbers once came back when that start, too,
+/// ended without a checkpoint: nothing was left then that knew them.
+#[test]
+fn no_number_comes_back_after_a_second_crash() {
+    for power_cut in [false, true] {
+        let made = Made::new(tiny());
+        let mut device = made.copy();
+        let mut ever = numbered(&device);
+        let mut made_files = 0;
+        for life in 0..24u64 {
+            let before = numbered(&device);
+            ever.extend(&before);
+            let mut now = Life::new(&made, &device).expect("opens");
+            now.stubborn = true;
+            let written = if life % 3 == 1 { 0 } else { 70 };
+            for i in 0..written {
+                now.put(0, i % made.keys.len(), vec![life as u8; 900], None);
+            }
+            match life % 4 {
+                // The image is complete, and no manifest names it.
+                1 | 2 => {
+                    let fault = Fault::new(Operation::Rename, libc::EIO).after(life / 4 % 2);
+                    device.inject(fault.times(1));
+                    now.checkpoint();
+                    assert!(now.failures > 0, "nothing was renamed");
+                }
+                3 if life > 12 => now.checkpoint(),
+                _ => {}
+            }
+            device.heal();
+            let after = numbered(&device);
+            for file in after.difference(&before) {
+                assert!(!ever.contains(file), "{file:?} came back in life {life}");
+                made_files += 1;
+            }
+            drop(now);
+            // A segment's name that the power cut took has named nothing that a start could find.
+            let lasts = |f: &FileId| !power_cut || matches!(f, FileId::Index(_));
+            ever.extend(after.into_iter().chain(numbered(&device)).filter(lasts));
+            if power_cut {
+                device = device.crash(life);
+            }
+        }
+        assert!(made_files > 50, "{made_files} files were made");
     }
 }
 

@@ -28,10 +28,7 @@ const SECTION: usize = 1 << 18;
 pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
     let device = &*inner.log.device;
     let file = FileId::Index(number);
-    match device.remove(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => device.create(file, 0)?,
-    }
+    device.create(file, 0)?;
     let mut out = Sections {
         device,
         file,

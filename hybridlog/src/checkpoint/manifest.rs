@@ -4,7 +4,8 @@
 //!   magic "FERRCKPT" | version u32 | body bytes u32 | body | CRC32C of all before u32
 //!
 //!   body    store id 16 | hash algorithm u8 | hash secret 16 | index smallest bits u8
-//!           page words u64 | segment words u64 | checkpoints u8
+//!           page words u64 | segment words u64 | next number u64 | next segment u64
+//!           checkpoints u8
 //!   each    number u64 | taken at (Unix ms) u64 | begin u64 | cut u64
 //!           image: number u64 (0 none), fuzzy start u64, bytes u64
 //!           extents u32, each: from u64, to u64          addresses in words of 8 bytes
@@ -18,7 +19,7 @@
 use crate::tier::raw::block_crc;
 
 const MAGIC: &[u8; 8] = b"FERRCKPT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
@@ -28,6 +29,11 @@ pub(crate) struct Manifest {
     pub index_smallest_bits: u8,
     pub page_words: u64,
     pub segment_words: u64,
+    /// No checkpoint or image that was ever begun has this number or a higher one.
+    pub next_number: u64,
+    /// No segment that a start has found, or that lies below a cut, has this number or a higher
+    /// one.
+    pub next_segment: u64,
     pub checkpoints: Vec<Checkpoint>,
 }
 
@@ -71,6 +77,7 @@ impl Manifest {
         body.extend_from_slice(&self.hash_secret);
         body.push(self.index_smallest_bits);
         put(&mut body, &[self.page_words, self.segment_words]);
+        put(&mut body, &[self.next_number, self.next_segment]);
         body.push(self.checkpoints.len() as u8);
         self.checkpoints.iter().for_each(|c| c.encode(&mut body));
         let mut out = MAGIC.to_vec();
@@ -113,6 +120,8 @@ impl Manifest {
             index_smallest_bits: r.u8()?,
             page_words: r.u64()?,
             segment_words: r.u64()?,
+            next_number: r.u64()?,
+            next_segment: r.u64()?,
             checkpoints: Vec::new(),
         };
         for _ in 0..r.u8()? {
@@ -198,6 +207,8 @@ mod tests {
             index_smallest_bits: 12,
             page_words: 512,
             segment_words: 2048,
+            next_number: 9,
+            next_segment: 1,
             checkpoints: vec![Checkpoint {
                 number: 7,
                 taken_at_ms: 1,

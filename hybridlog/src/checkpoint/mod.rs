@@ -49,9 +49,9 @@ pub(crate) struct Checkpointer {
     pub manifest: Manifest,
     /// Where the log of this process starts.
     pub start: u64,
-    /// The number of the last attempt: a number is never used twice, since a failed attempt may
-    /// have left its manifest behind.
-    pub attempts: u64,
+    /// Whether the manifest on the disk keeps a number for the next attempt: the one below its
+    /// `next_number`.
+    pub reserved: bool,
 }
 
 /// Copied at the safepoint; the manifest is written from it alone.
@@ -68,9 +68,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let since = Instant::now();
     let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);
     refuse_when_broken(inner)?;
-    let last = state.manifest.newest().map_or(0, |c| c.number);
-    state.attempts = state.attempts.max(last) + 1;
-    let number = state.attempts;
+    let number = reserve_number(inner, &mut state)?;
     let (image, image_bytes) = image_for(inner, &state, number)?;
     let cut = cut(inner)?;
     if !mutant!("cut_without_flush") {
@@ -78,10 +76,12 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     }
     sync_log(inner)?;
     let taken_at_ms = cut.taken_at_ms;
-    let manifest = next_manifest(&state, number, image, cut);
+    let segment_words = inner.log.geometry.segment_words;
+    let manifest = next_manifest(&state, number, image, cut, segment_words);
     let manifest_bytes = persist(inner, &manifest)?;
     state.manifest = manifest;
     forget(inner, &state.manifest);
+    state.reserved = true;
     let flushed = inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before;
     Ok(CheckpointReport {
         number,
@@ -103,6 +103,20 @@ fn refuse_when_broken(inner: &Inner) -> Result<(), CheckpointError> {
 }
 
 /// A new image, or the last one when little of the log is new.
+/// A number that no attempt has had, whatever became of it: it is in a durable manifest before
+/// anything has its name. Each checkpoint's manifest keeps the next one's; after a failed attempt,
+/// or a start, one is written for that alone.
+fn reserve_number(inner: &Inner, state: &mut Checkpointer) -> Result<u64, CheckpointError> {
+    if !state.reserved {
+        let mut manifest = state.manifest.clone();
+        manifest.next_number += 1;
+        persist(inner, &manifest)?;
+        state.manifest = manifest;
+    }
+    state.reserved = false;
+    Ok(state.manifest.next_number - 1)
+}
+
 fn image_for(
     inner: &Arc<Inner>,
     state: &Checkpointer,
@@ -191,9 +205,17 @@ fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
     device.sync_directory().map_err(|e| failed("syncing the directory", e))
 }
 
-fn next_manifest(state: &Checkpointer, number: u64, image: ImageRef, cut: Cut) -> Manifest {
+fn next_manifest(
+    state: &Checkpointer,
+    number: u64,
+    image: ImageRef,
+    cut: Cut,
+    segment_words: u64,
+) -> Manifest {
     let mut manifest = state.manifest.clone();
     let mut extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
+    manifest.next_number = number + 2;
+    manifest.next_segment = manifest.next_segment.max(cut.address / segment_words + 1);
     extents.retain(|(from, _)| *from != state.start);
     extents.push((state.start, cut.address));
     // What lies below every floor serves nobody.

@@ -7,7 +7,8 @@
 //! 3. `[fuzzy_start, cut)` is scanned, verified block by block, in log order.
 //! 4. The tail starts in a segment number above every one that any file or manifest names, so no
 //!    stale block comes back. Files that the manifest does not name are the remains of work that
-//!    no checkpoint covered: they are removed.
+//!    no checkpoint covered: they are removed, once a durable manifest knows that their numbers are
+//!    used up.
 
 use super::image;
 use super::manifest::{Checkpoint, Manifest};
@@ -17,6 +18,7 @@ use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::store::tables::{Slot, Tables};
+use crate::sync::mutant;
 use crate::tier::raw::RawSegments;
 use ferrite_index::{
     ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, KeyHash, Participant,
@@ -80,6 +82,8 @@ pub(crate) fn load_manifest(
         index_smallest_bits: config.index_smallest_bits() as u8,
         page_words: geometry.page_words,
         segment_words: geometry.segment_words,
+        next_number: 1,
+        next_segment: 1,
         checkpoints: Vec::new(),
     };
     super::write_manifest(device, &manifest)
@@ -147,11 +151,13 @@ pub(crate) fn recover(
     config: &Config,
     geometry: Geometry,
     epoch: &Arc<Epoch>,
-    manifest: Manifest,
+    mut manifest: Manifest,
 ) -> Result<Recovered, OpenError> {
     let secret = HashSecret::from_bytes(manifest.hash_secret);
     let files = device.list().map_err(|e| io_error("list", &**device, FileId::Manifest, e))?;
-    let start = start_above(&manifest, &files, &geometry);
+    let known = (manifest.next_number, manifest.next_segment);
+    raise_marks(&mut manifest, &files, &**device, &geometry)?;
+    let start = manifest.next_segment * geometry.segment_words;
     let mut rebuilding = Rebuilding::new(device, config, geometry, epoch, &manifest, secret)?;
     let mut begin = start;
     let mut report = Recovery::default();
@@ -167,23 +173,38 @@ pub(crate) fn recover(
     for slot in &rebuilding.tables.slots {
         slot.index.limit(config.index_max_size);
     }
-    remove_strangers(&**device, &geometry, &manifest, &files);
+    let is_news = known != (manifest.next_number, manifest.next_segment);
+    remove_strangers(&**device, &geometry, &manifest, &files, is_news);
     let Rebuilding { tables, secret, .. } = rebuilding;
     Ok(Recovered { secret, tables, begin, start, report, manifest })
 }
 
-/// The first address of the first segment that nothing has ever used.
-fn start_above(manifest: &Manifest, files: &[FileId], geometry: &Geometry) -> u64 {
-    let in_files = files.iter().filter_map(|f| match f {
-        FileId::Segment(n) | FileId::Side(n) => Some(*n),
-        _ => None,
-    });
-    let in_manifest = manifest
-        .checkpoints
-        .iter()
-        .flat_map(|c| c.extents.iter().map(|(_, to)| *to).chain([c.cut]))
-        .map(|to| geometry.segment_of(to));
-    (in_files.chain(in_manifest).max().unwrap_or(0) + 1) * geometry.segment_words
+/// Raises the manifest's marks above the number of every file that is there.
+fn raise_marks(
+    manifest: &mut Manifest,
+    files: &[FileId],
+    device: &dyn Device,
+    geometry: &Geometry,
+) -> Result<(), OpenError> {
+    for file in files {
+        let (mark, number, limit) = match *file {
+            FileId::Segment(n) | FileId::Side(n) => {
+                (&mut manifest.next_segment, n, ADDRESSES / geometry.segment_words)
+            }
+            FileId::Index(n) => (&mut manifest.next_number, n, u64::MAX),
+            FileId::Manifest | FileId::ManifestNew => continue,
+        };
+        if number >= limit - 1 {
+            return Err(OpenError::Damaged {
+                path: device.path(*file),
+                offset: 0,
+                found: "no store comes to so high a number".into(),
+                advice: "move the file away".into(),
+            });
+        }
+        *mark = (*mark).max(number + 1);
+    }
+    Ok(())
 }
 
 fn segments_of<'a>(
@@ -228,6 +249,9 @@ fn check_segments(
     }
     Ok(())
 }
+
+/// Words that addresses reach: they have 48 bits.
+const ADDRESSES: u64 = 1 << 48;
 
 const ADVICE: &str = "put the file back from a backup, or move the folder aside to start empty";
 
@@ -398,26 +422,50 @@ pub(crate) fn new_index(
 }
 
 /// Removes segments and images of work that no checkpoint covers.
+///
+/// Their numbers must not come back. While the manifest on the disk does not know them (`is_news`),
+/// those with the highest number stay, as the only ones who do, until it is written.
 fn remove_strangers(
     device: &dyn Device,
     geometry: &Geometry,
     manifest: &Manifest,
     files: &[FileId],
+    is_news: bool,
 ) {
-    for file in files {
-        let named = manifest.checkpoints.iter().any(|c| match *file {
+    let is_named = |file: &FileId| {
+        manifest.checkpoints.iter().any(|c| match *file {
             FileId::Segment(n) | FileId::Side(n) => {
                 segments_of(geometry, c).any(|(segment, _)| segment == n)
             }
             FileId::Index(n) => c.image.number == n,
-            FileId::Manifest => true,
-            FileId::ManifestNew => false,
-        });
-        if named || *file == FileId::Manifest {
-            continue;
+            FileId::Manifest | FileId::ManifestNew => false,
+        })
+    };
+    let is_witness = |file: &FileId| match *file {
+        FileId::Segment(n) | FileId::Side(n) => n + 1 == manifest.next_segment,
+        FileId::Index(n) => n + 1 == manifest.next_number,
+        FileId::Manifest | FileId::ManifestNew => false,
+    };
+    let strangers = files.iter().filter(|f| **f != FileId::Manifest && !is_named(f));
+    let (witnesses, others): (Vec<_>, Vec<_>) = strangers.partition(|f| is_witness(f));
+    let remove = |files: Vec<&FileId>| {
+        for file in files {
+            if let Err(e) = device.remove(*file) {
+                tracing::warn!("removing {} failed: {e}", device.path(*file).display());
+            }
         }
-        if let Err(e) = device.remove(*file) {
-            tracing::warn!("removing {} failed: {e}", device.path(*file).display());
-        }
+    };
+    remove(others);
+    if is_news
+        && !witnesses.is_empty()
+        && !mutant!("strangers_without_mark")
+        && let Err(e) = super::write_manifest(device, manifest)
+    {
+        let path = device.path(FileId::Manifest);
+        return tracing::warn!(
+            "writing {} failed: {e}; files of no checkpoint stay until the next start",
+            path.display()
+        );
     }
+    remove(witnesses);
 }

@@ -178,7 +178,7 @@ impl Store {
         let inner = Arc::new(Inner {
             smallest_bits: u32::from(manifest.index_smallest_bits),
             clock_ms: AtomicU64::new(report.taken_at_ms),
-            checkpointer: Mutex::new(Checkpointer { manifest, start, attempts: 0 }),
+            checkpointer: Mutex::new(Checkpointer { manifest, start, reserved: false }),
             config,
             log,
             pages: Arc::default(),
