@@ -4,6 +4,11 @@ use crate::OpenError;
 use crate::device::ALIGNMENT;
 use std::path::PathBuf;
 
+/// [`Config::verify_at_start`] unless it is set: about a second of reading from a solid-state disk,
+/// ten from a spinning one. A store that fits is whole when it starts; a larger one does not start
+/// more slowly than that, whatever its size.
+const VERIFY_AT_START: u64 = 1 << 30;
+
 /// How a store is laid out. Sizes are in bytes.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +24,9 @@ pub struct Config {
     pub segment_size: u64,
     /// Memory for the checksums and other blocks read back from the device.
     pub block_cache_size: u64,
+    /// How much of the log a start reads and compares with its checksums, the newest bytes first.
+    /// What lies beyond is compared whenever it is read.
+    pub verify_at_start: u64,
     /// The limit of the index in bytes; 0 is none.
     pub index_max_size: u64,
     /// How many logical databases there are (1 to 256).
@@ -53,6 +61,7 @@ impl Config {
             page_size: 4 << 20,
             segment_size: 256 << 20,
             block_cache_size: 16 << 20,
+            verify_at_start: VERIFY_AT_START,
             index_max_size: 0,
             databases: 16,
             io: IoChoice::Auto,

@@ -137,6 +137,18 @@ pub fn tell_store(context: &Context) {
         ),
         None => tracing::info!("recovered 0 keys in {ms:.1} ms: there is no checkpoint"),
     }
+    if recovery.log_bytes > 0 {
+        tracing::info!(
+            "the newest {} of {} bytes of the log match their checksums{}",
+            recovery.verified_bytes,
+            recovery.log_bytes,
+            if recovery.verified_bytes < recovery.log_bytes {
+                "; the others are compared when they are read"
+            } else {
+                ""
+            }
+        );
+    }
     let budget = Usage::of(context, &stats).budget;
     tracing::info!(
         "memory budget {} MiB: mutable {}, read-only {}, block cache {}, index {} (so far), \

@@ -11,6 +11,7 @@
 //! The image is complete before the cut, so every address in it is below `cut`. The cost is what
 //! changed, never the size of the data set.
 
+mod blocks;
 pub(crate) mod image;
 pub(crate) mod manifest;
 pub(crate) mod recover;
@@ -80,8 +81,8 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let manifest = next_manifest(&state, number, image, cut, segment_words);
     let manifest_bytes = persist(inner, &manifest)?;
     state.manifest = manifest;
-    forget(inner, &state.manifest);
     state.reserved = true;
+    forget(inner, &state.manifest);
     let flushed = inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before;
     Ok(CheckpointReport {
         number,
@@ -102,7 +103,6 @@ fn refuse_when_broken(inner: &Inner) -> Result<(), CheckpointError> {
     }
 }
 
-/// A new image, or the last one when little of the log is new.
 /// A number that no attempt has had, whatever became of it: it is in a durable manifest before
 /// anything has its name. Each checkpoint's manifest keeps the next one's; after a failed attempt,
 /// or a start, one is written for that alone.
@@ -117,6 +117,7 @@ fn reserve_number(inner: &Inner, state: &mut Checkpointer) -> Result<u64, Checkp
     Ok(state.manifest.next_number - 1)
 }
 
+/// A new image, or the last one when little of the log is new.
 fn image_for(
     inner: &Arc<Inner>,
     state: &Checkpointer,
@@ -213,9 +214,9 @@ fn next_manifest(
     segment_words: u64,
 ) -> Manifest {
     let mut manifest = state.manifest.clone();
-    let mut extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
     manifest.next_number = number + 2;
     manifest.next_segment = manifest.next_segment.max(cut.address / segment_words + 1);
+    let mut extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
     extents.retain(|(from, _)| *from != state.start);
     extents.push((state.start, cut.address));
     // What lies below every floor serves nobody.

@@ -5,13 +5,15 @@
 //! 2. The image is loaded: entries below `begin` or a floor are dropped, the highest address of a
 //!    (tag, node) wins. A bad image is rebuilt by scanning the log from `begin`.
 //! 3. `[fuzzy_start, cut)` is scanned, verified block by block, in log order.
-//! 4. The tail starts in a segment number above every one that any file or manifest names, so no
+//! 4. The blocks below are verified too, newest first, up to a bound ([`Config::verify_at_start`]).
+//! 5. The tail starts in a segment number above every one that any file or manifest names, so no
 //!    stale block comes back. Files that the manifest does not name are the remains of work that
 //!    no checkpoint covered: they are removed, once a durable manifest knows that their numbers are
 //!    used up.
 
-use super::image;
+use super::blocks::{newest_first, pieces, read_verified};
 use super::manifest::{Checkpoint, Manifest};
+use super::{BLOCK_WORDS, image};
 use crate::OpenError;
 use crate::config::{Config, Geometry};
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
@@ -19,7 +21,6 @@ use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::store::tables::{Slot, Tables};
 use crate::sync::mutant;
-use crate::tier::raw::RawSegments;
 use ferrite_index::{
     ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, KeyHash, Participant,
 };
@@ -38,6 +39,14 @@ pub struct Recovery {
     pub keys: u64,
     /// How long it took.
     pub duration: Duration,
+    /// Bytes of the log that the checkpoint needs.
+    pub log_bytes: u64,
+    /// The newest so many of them were compared with their checksums; the others are whenever they
+    /// are read.
+    pub verified_bytes: u64,
+    /// Why the index was rebuilt by a scan of the whole log: what is wrong with its image, and
+    /// where.
+    pub image_damage: Option<String>,
 }
 
 /// The parts of a store as a start finds or makes them.
@@ -158,13 +167,19 @@ pub(crate) fn recover(
     let known = (manifest.next_number, manifest.next_segment);
     raise_marks(&mut manifest, &files, &**device, &geometry)?;
     let start = manifest.next_segment * geometry.segment_words;
-    let mut rebuilding = Rebuilding::new(device, config, geometry, epoch, &manifest, secret)?;
+    let mut rebuilding = Rebuilding::new(&**device, config, geometry, epoch, &manifest, secret)?;
     let mut begin = start;
     let mut report = Recovery::default();
     if let Some(checkpoint) = manifest.newest() {
         check_segments(&**device, &geometry, checkpoint)?;
-        let from = rebuilding.load_image(checkpoint)?;
+        report.image_damage = rebuilding.load_image(checkpoint).err();
+        let whole = report.image_damage.is_some() || checkpoint.image.number == 0;
+        let from = if whole { checkpoint.begin } else { checkpoint.image.fuzzy_start };
         rebuilding.scan(checkpoint, from)?;
+        report.log_bytes = bytes_from(checkpoint, checkpoint.begin);
+        report.verified_bytes = bytes_from(checkpoint, from);
+        report.verified_bytes +=
+            verify(&**device, &geometry, checkpoint, from, config, report.verified_bytes)?;
         begin = checkpoint.begin.min(start);
         report.checkpoint = Some(checkpoint.number);
         report.taken_at_ms = checkpoint.taken_at_ms;
@@ -222,6 +237,32 @@ fn segments_of<'a>(
     })
 }
 
+/// Bytes of the checkpoint's log from the block of `from` on.
+fn bytes_from(checkpoint: &Checkpoint, from: u64) -> u64 {
+    let from = from.max(checkpoint.begin) / BLOCK_WORDS * BLOCK_WORDS;
+    checkpoint.extents.iter().map(|(first, to)| to.saturating_sub(from.max(*first)) * 8).sum()
+}
+
+/// Verifies what the scan, which began at `scanned_from`, has not read. Returns the bytes.
+fn verify(
+    device: &dyn Device,
+    geometry: &Geometry,
+    checkpoint: &Checkpoint,
+    scanned_from: u64,
+    config: &Config,
+    scanned_bytes: u64,
+) -> Result<u64, OpenError> {
+    let most = config.verify_at_start.saturating_sub(scanned_bytes) / 8;
+    let (extents, begin) = (&checkpoint.extents, checkpoint.begin);
+    let ranges = newest_first(geometry, extents, begin, scanned_from, most);
+    let mut bytes = 0;
+    read_verified(device, geometry, ranges, |_, block| {
+        bytes += block.len() as u64;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
 fn check_segments(
     device: &dyn Device,
     geometry: &Geometry,
@@ -230,7 +271,10 @@ fn check_segments(
     for (segment, bytes) in segments_of(geometry, checkpoint) {
         let needs = [
             (FileId::Segment(segment), bytes),
-            (FileId::Side(segment), bytes / ALIGNMENT as u64 * 4),
+            (
+                FileId::Side(segment),
+                (bytes / ALIGNMENT as u64 * 4).next_multiple_of(ALIGNMENT as u64),
+            ),
         ];
         for (file, least) in needs {
             let found = match device.size(file) {
@@ -256,8 +300,7 @@ const ADDRESSES: u64 = 1 << 48;
 const ADVICE: &str = "put the file back from a backup, or move the folder aside to start empty";
 
 struct Rebuilding<'a> {
-    device: &'a Arc<dyn Device>,
-    raw: RawSegments,
+    device: &'a dyn Device,
     geometry: Geometry,
     participant: Participant,
     smallest_bits: u32,
@@ -267,7 +310,7 @@ struct Rebuilding<'a> {
 
 impl<'a> Rebuilding<'a> {
     fn new(
-        device: &'a Arc<dyn Device>,
+        device: &'a dyn Device,
         config: &Config,
         geometry: Geometry,
         epoch: &Arc<Epoch>,
@@ -292,12 +335,6 @@ impl<'a> Rebuilding<'a> {
         map.truncate(databases);
         Ok(Self {
             device,
-            raw: RawSegments::new(
-                Arc::clone(device),
-                geometry,
-                config.block_cache_size,
-                newest.map_or_else(Vec::new, |c| c.extents.clone()),
-            ),
             geometry,
             participant: epoch.register("recovery").expect("the first of a new epoch"),
             smallest_bits,
@@ -306,13 +343,14 @@ impl<'a> Rebuilding<'a> {
         })
     }
 
-    /// Loads the image and returns where the scan must begin.
-    fn load_image(&mut self, checkpoint: &Checkpoint) -> Result<u64, OpenError> {
+    /// Loads the image, if there is one. `Err` says what is wrong with it: then the whole log must
+    /// be scanned.
+    fn load_image(&mut self, checkpoint: &Checkpoint) -> Result<(), String> {
         if checkpoint.image.number == 0 {
-            return Ok(checkpoint.begin);
+            return Ok(());
         }
         let outcome = image::read(
-            &**self.device,
+            self.device,
             &checkpoint.image,
             self.smallest_bits,
             |slot, hash, node, address| {
@@ -324,13 +362,12 @@ impl<'a> Rebuilding<'a> {
                 }
             },
         );
-        let Err((offset, found)) = outcome else { return Ok(checkpoint.image.fuzzy_start) };
-        let path = self.device.path(FileId::Index(checkpoint.image.number));
-        tracing::warn!(
-            "{} at offset {offset} {found}; the index is rebuilt from the log, which takes longer",
-            path.display()
-        );
-        Ok(checkpoint.begin)
+        outcome.map_err(|(offset, found)| {
+            let path = self.device.path(FileId::Index(checkpoint.image.number));
+            let damage = format!("{} at offset {offset} {found}", path.display());
+            tracing::warn!("{damage}; the index is rebuilt from the log, which takes longer");
+            damage
+        })
     }
 
     /// Makes `address` the entry of its tag unless a higher one is there.
@@ -355,31 +392,35 @@ impl<'a> Rebuilding<'a> {
     }
 
     /// Takes in the records of `[from, cut)` in log order.
-    fn scan(&mut self, checkpoint: &Checkpoint, from: u64) -> Result<(), OpenError> {
+    fn scan(&self, checkpoint: &Checkpoint, from: u64) -> Result<(), OpenError> {
+        let from = from.max(checkpoint.begin);
+        let first_block = from / BLOCK_WORDS * BLOCK_WORDS;
         let page_words = self.geometry.page_words;
-        for &(extent_from, extent_to) in &checkpoint.extents {
-            let mut at = extent_from.max(from).max(checkpoint.begin);
-            while at < extent_to {
-                let end = extent_to.min(self.geometry.page_start(at) + page_words);
-                self.scan_range(checkpoint, at, end)?;
-                at = end;
-            }
-        }
-        Ok(())
+        let ranges = checkpoint
+            .extents
+            .iter()
+            .flat_map(|(first, to)| pieces(first_block.max(*first), *to, page_words));
+        read_verified(self.device, &self.geometry, ranges, |(first, to), bytes| {
+            let start = first.max(from);
+            self.scan_part(checkpoint, start, to, &bytes[(start - first) as usize * 8..])
+        })
     }
 
-    fn scan_range(&self, checkpoint: &Checkpoint, from: u64, to: u64) -> Result<(), OpenError> {
-        let first_block = from / super::BLOCK_WORDS * super::BLOCK_WORDS;
+    /// The part of a page from `from` to `to`, whose bytes these are.
+    fn scan_part(
+        &self,
+        checkpoint: &Checkpoint,
+        from: u64,
+        to: u64,
+        bytes: &[u8],
+    ) -> Result<(), OpenError> {
         let refused = |at: u64, found: String| OpenError::Damaged {
             path: self.device.path(FileId::Segment(self.geometry.segment_of(at))),
             offset: self.geometry.offset_in_segment(at),
             found,
             advice: ADVICE.into(),
         };
-        let buffer =
-            self.raw.read_blocking(first_block, to).map_err(|found| refused(from, found))?;
-        let skip = (from - first_block) as usize * 8;
-        let end = records_of(&buffer[skip..], from, |address, record| {
+        let end = records_of(bytes, from, |address, record| {
             self.take_in(checkpoint, address, record);
         })
         .map_err(|(at, found)| refused(at, found))?;

@@ -1,0 +1,201 @@
+//! Damage to the real files of a small store: one bit at thousands of places, and every file cut
+//! short at many lengths. Each start is refused, naming the file, the place and what to do, or
+//! comes up with all of the data. Nothing wrong is ever served, and nothing panics.
+
+mod support;
+
+use ferrite_hybridlog::{Config, Database, IoChoice, OpenError, Store};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use support::{Entry, FUTURE, Model, layout};
+
+/// A store of a few segments, closed after its second checkpoint, and what it holds.
+struct Made {
+    _directory: tempfile::TempDir,
+    config: Config,
+    keys: Vec<Vec<u8>>,
+    model: Model,
+}
+
+impl Made {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut config = layout(directory.path(), 4096, 2);
+        config.io = IoChoice::Posix;
+        let keys: Vec<Vec<u8>> = (0..60u32).map(|i| format!("key:{i}").into_bytes()).collect();
+        let mut model = Model::new(3);
+        for round in 0..2u8 {
+            let store = Store::open(config.clone()).expect("opens");
+            store.pause_expiry_cycle(true);
+            let mut s = store.blocking_session();
+            for (i, key) in keys.iter().enumerate().filter(|(i, _)| i % 2 >= round.into()) {
+                let value = vec![round * 100 + i as u8; i * 11 % 700];
+                let expires_at_ms = (i % 7 == 3).then_some(FUTURE);
+                let put =
+                    ferrite_hybridlog::Change::Put { value: &value, expires_at_ms, encoding: 0 };
+                s.rmw(Database(0), key, |_, _| (put, ())).expect("writes");
+                model.put(0, key, Entry { value, expires_at_ms, encoding: 0 });
+            }
+            for key in keys.iter().step_by(9) {
+                s.delete(Database(0), key).expect("deletes");
+                model.remove(0, key);
+            }
+            store.checkpoint().expect("checkpoints");
+        }
+        Self { _directory: directory, config, keys, model }
+    }
+
+    /// The image of the newest checkpoint.
+    fn image(&self) -> PathBuf {
+        let images = self.files(".ckpt").into_iter().filter(|p| is(p, "index-"));
+        images.max().expect("a checkpoint has an image")
+    }
+
+    /// The files whose names end so, sorted.
+    fn files(&self, suffix: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.config.directory.join("checkpoints")).expect("lists");
+        let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("lists").path()).collect();
+        paths.retain(|p| p.to_str().expect("a text").ends_with(suffix));
+        paths.sort();
+        paths
+    }
+
+    /// Starts the store. It is refused by the name of `damaged` with an offset and advice, or all is
+    /// there; says which, and what the start said of the image.
+    fn start(&self, damaged: &Path, story: &str) -> Start {
+        let name = damaged.file_name().and_then(|n| n.to_str()).expect("a text");
+        let store = match Store::open(self.config.clone()) {
+            Ok(store) => store,
+            Err(e @ OpenError::Damaged { .. }) => {
+                let text = e.to_string();
+                let whole_name = damaged.to_str().expect("a text");
+                assert_eq!(text.matches(whole_name).count(), 1, "{story}: {text}");
+                assert!(text.contains("at offset") && text.contains("; "), "{story}: {text}");
+                return Start::Refused;
+            }
+            Err(e) => panic!("{story}: {e}"),
+        };
+        store.pause_expiry_cycle(true);
+        let mut s = store.blocking_session();
+        for (i, key) in self.keys.iter().enumerate() {
+            let found = support::entry_of(&mut s, 0, key);
+            assert_eq!(found.as_ref(), self.model.get(0, key), "{story}: key {i}");
+        }
+        assert_eq!(store.key_count(Database(0)), self.model.counts(0), "{story}");
+        let recovery = store.recovery();
+        assert_eq!(recovery.verified_bytes, recovery.log_bytes);
+        match recovery.image_damage {
+            None => Start::Whole,
+            Some(what) => {
+                assert!(what.contains(name) && what.contains("offset"), "{story}: {what}");
+                Start::Rebuilt
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Start {
+    Refused,
+    Whole,
+    Rebuilt,
+}
+
+/// Flips a bit of the byte at `at` as long as `look` runs.
+fn flipped<R>(path: &Path, at: u64, look: impl FnOnce() -> R) -> R {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("opens");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("reads");
+    file.write_all_at(&[byte[0] ^ 1 << (at % 8)], at).expect("writes");
+    let r = look();
+    file.write_all_at(&byte, at).expect("writes");
+    r
+}
+
+/// Whether a file's name contains a part.
+fn is(path: &Path, part: &str) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.contains(part))
+}
+
+/// The length of a file without the zeros at its end.
+fn used(path: &Path) -> u64 {
+    let bytes = fs::read(path).expect("reads");
+    bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1)
+}
+
+/// Where to flip: every byte of the used part, and some of the rest.
+fn places(path: &Path, step: usize) -> impl Iterator<Item = u64> {
+    let (used, size) = (used(path), fs::metadata(path).expect("is there").len());
+    (0..used).step_by(step).chain((used..size).step_by(151))
+}
+
+#[test]
+fn a_flipped_bit_in_the_manifest_refuses_the_start() {
+    let made = Made::new();
+    let path = &made.files("ferrite.ckpt")[0];
+    let used = used(path);
+    for at in places(path, 1) {
+        let start = flipped(path, at, || made.start(path, &format!("byte {at}")));
+        assert_eq!(start == Start::Refused, at < used, "byte {at}: {start:?}");
+    }
+    assert_eq!(made.start(path, "nothing"), Start::Whole);
+}
+
+#[test]
+fn a_flipped_bit_in_the_image_rebuilds_the_index() {
+    let made = Made::new();
+    let path = &made.image();
+    let used = used(path);
+    for at in places(path, 1) {
+        let start = flipped(path, at, || made.start(path, &format!("byte {at}")));
+        let expected = if at < used { Start::Rebuilt } else { Start::Whole };
+        assert_eq!(start, expected, "byte {at} of {used}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_log_or_its_checksums_refuses_the_start() {
+    let made = Made::new();
+    let mut outcomes = [0, 0];
+    for path in made.files(".ckpt").iter().filter(|p| is(p, "log-")) {
+        let step = if is(path, "side") { 1 } else { 37 };
+        for at in places(path, step) {
+            let start = flipped(path, at, || made.start(path, &format!("{path:?} byte {at}")));
+            outcomes[usize::from(start == Start::Refused)] += 1;
+            // Checksums of blocks that the log has; the entries behind them mean nothing.
+            let needed = at < used(path) && step == 1;
+            assert!(start == Start::Refused || !needed, "{path:?} byte {at}: {start:?}");
+        }
+    }
+    assert!(outcomes[0] > 20 && outcomes[1] > 500, "whole, refused: {outcomes:?}");
+}
+
+#[test]
+fn a_file_that_is_cut_short_refuses_the_start_or_the_index_is_rebuilt() {
+    let made = Made::new();
+    for path in made.files(".ckpt") {
+        let bytes = fs::read(&path).expect("reads");
+        let (used, size) = (used(&path), bytes.len() as u64);
+        let lengths = (0..size).step_by(509).chain([1, used - 1, used, size - 1]);
+        let mut damage = vec![None];
+        damage.extend(lengths.map(Some));
+        for length in damage {
+            match length {
+                None => fs::remove_file(&path).expect("removes"),
+                Some(length) => {
+                    let file = OpenOptions::new().write(true).open(&path).expect("opens");
+                    file.set_len(length).expect("cuts");
+                }
+            }
+            let start = made.start(&path, &format!("{path:?} cut to {length:?} of {size}"));
+            fs::write(&path, &bytes).expect("writes");
+            // The log may end before its last segment does; all else is needed to its end.
+            let bad = if path == made.image() { Start::Rebuilt } else { Start::Refused };
+            let unused = length >= Some(used) || (is(&path, "index-") && path != made.image());
+            let harmless = start == Start::Whole && unused;
+            assert!(start == bad || harmless, "{path:?} cut to {length:?} of {size}: {start:?}");
+        }
+    }
+    assert_eq!(made.start(&made.image(), "mended"), Start::Whole);
+}
