@@ -44,8 +44,8 @@ pub const KEY_MAX: usize = 65_535;
 pub enum Next {
     /// More bytes.
     Read,
-    /// Its operation or its job; its worker calls [`Connection::resume`] or
-    /// [`Connection::finish_job`].
+    /// Its operation, its job, or that the server is no longer halted; its worker calls
+    /// [`Connection::resume`] or [`Connection::finish_job`], or wakes it.
     Wait,
     /// Its output to be sent.
     Flush,
@@ -297,7 +297,8 @@ impl Connection {
         if self.client.close_after_reply {
             return Next::Close;
         }
-        if self.waiting != Waiting::No {
+        // While the server is halted it is woken when commands may run again.
+        if self.waiting != Waiting::No || limits.halted {
             return Next::Wait;
         }
         if self.over_the_pause(limits) {
@@ -317,7 +318,7 @@ impl Connection {
     /// another number of words, are answered here.
     #[inline]
     fn load(&mut self, host: &mut Host, limits: &Round) -> Option<&'static Entry> {
-        if self.client.close_after_reply || self.waiting != Waiting::No {
+        if self.client.close_after_reply || self.waiting != Waiting::No || limits.halted {
             return None;
         }
         loop {
@@ -631,6 +632,8 @@ impl Queued {
 
 /// The limits of one round, read once.
 struct Round {
+    /// No command is to run.
+    halted: bool,
     bounds: Bounds,
     output_pause: usize,
     output_max: u64,
@@ -642,6 +645,7 @@ impl Round {
         let limits = &host.context.limits;
         let pause = limits.output_pause.get() as usize;
         Self {
+            halted: host.context.lifecycle.is_halted(),
             bounds: Bounds {
                 bulk_max: limits.bulk_max.get(),
                 value_max: host.context.store.value_limit(0) as u64,

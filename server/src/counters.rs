@@ -60,8 +60,9 @@ pub struct WorkerCounters {
     pub query_buffer_bytes: Counter,
     /// Bytes now held by output buffers.
     pub output_buffer_bytes: Counter,
-    /// The last [`Message::Report`](crate::worker::Message::Report) at which all that this worker
-    /// had read was answered.
+    /// The last [`Message::Report`](crate::worker::Message::Report).
+    pub heard: Counter,
+    /// The last one at which all that this worker had read was answered.
     pub quiet: Counter,
     /// By the number of a command's entry.
     pub by_command: Box<[CommandCounters]>,
@@ -99,6 +100,7 @@ impl WorkerCounters {
             output_limit_closed: Counter::default(),
             query_buffer_bytes: Counter::default(),
             output_buffer_bytes: Counter::default(),
+            heard: Counter::default(),
             quiet: Counter::default(),
             by_command: table().entries().iter().map(|_| CommandCounters::default()).collect(),
         }

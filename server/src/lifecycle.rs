@@ -3,9 +3,14 @@
 //!
 //! ```text
 //!   ask ── rest: nothing more is read, what was read is answered
+//!       ── halt: no command runs any more
 //!       ── checkpoint ── done: the workers stop, the program ends
 //!                     └─ failed: the server goes on as if nobody had asked, and says why
 //! ```
+//!
+//! Promise: whoever has a reply to a write when the program ends with a checkpoint finds the write
+//! after the next start. Every command that runs at all runs before the cut, however slowly its
+//! client takes the reply.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -36,6 +41,7 @@ pub struct Lifecycle {
     state: Mutex<State>,
     changed: Condvar,
     resting: AtomicBool,
+    halted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +100,14 @@ impl Lifecycle {
     }
     pub(crate) fn rest(&self, resting: bool) {
         self.resting.store(resting, Relaxed);
+    }
+    /// Whether no command is to run.
+    pub fn is_halted(&self) -> bool {
+        // Orders nothing, as above.
+        self.halted.load(Relaxed)
+    }
+    pub(crate) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Relaxed);
     }
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(POISONED)

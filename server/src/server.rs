@@ -12,6 +12,7 @@ use crate::transport::{self, WorkerThread};
 use crate::worker::Message;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,6 +24,8 @@ pub struct Server {
     context: Arc<Context>,
     workers: Vec<WorkerThread>,
     acceptor: Acceptor,
+    /// Reports asked of the workers so far.
+    reports: AtomicU64,
 }
 
 impl Server {
@@ -38,7 +41,7 @@ impl Server {
         let mailboxes = workers.iter().map(|w| w.mailbox.clone()).collect();
         context.mailboxes.set(mailboxes).ok().expect("a context starts once");
         let acceptor = Acceptor::start(context.clone(), listeners, &workers)?;
-        Ok(Self { context, workers, acceptor })
+        Ok(Self { context, workers, acceptor, reports: AtomicU64::new(0) })
     }
     /// What its threads share.
     pub fn context(&self) -> &Arc<Context> {
@@ -56,7 +59,10 @@ impl Server {
                     break;
                 }
                 Err(why) => {
-                    tracing::error!("the server goes on, since its data could not be saved: {why}");
+                    tracing::error!(
+                        "the server goes on, since its data could not be saved: {why}; SHUTDOWN \
+                         NOSAVE, or a second signal, ends it without saving"
+                    );
                     self.rest(false);
                     self.context.lifecycle.failed(why);
                 }
@@ -85,6 +91,7 @@ impl Server {
         if !wanted {
             return Ok(());
         }
+        self.halt();
         let claim = loop {
             match context.checkpoints.claim() {
                 Some(claim) => break claim,
@@ -97,29 +104,45 @@ impl Server {
     }
     fn rest(&self, resting: bool) {
         self.context.lifecycle.rest(resting);
+        self.context.lifecycle.halt(false);
         self.workers.iter().for_each(|w| w.mailbox.send(Message::WakeAll));
     }
     /// Waits until every worker has answered what it has read, or [`REST`] is over: a client that
     /// takes no replies does not hold up the end.
     fn wait_for_rest(&self) {
         let until = Instant::now() + REST;
-        let mut number = 0;
+        let first = self.report();
         while Instant::now() < until {
             // The messages before this one (WakeAll) are handled first, the tasks that they wake
             // run before the next report.
-            number += 1;
-            self.workers.iter().for_each(|w| w.mailbox.send(Message::Report(number)));
+            let number = self.report();
             std::thread::sleep(Duration::from_millis(5));
             let quiet = self.context.workers.iter().all(|w| w.quiet.get() + 1 >= number);
-            if quiet && number > 2 {
+            if quiet && number > first + 1 {
                 return;
             }
         }
     }
+    /// Lets no command run any more, and waits until none does: what runs is bounded, since
+    /// nothing in a worker waits for a client.
+    fn halt(&self) {
+        self.context.lifecycle.halt(true);
+        let number = self.report();
+        while self.context.workers.iter().any(|w| w.heard.get() < number) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    /// Asks all workers to report; returns the report's number.
+    fn report(&self) -> u64 {
+        let number = self.reports.fetch_add(1, Relaxed) + 1;
+        self.workers.iter().for_each(|w| w.mailbox.send(Message::Report(number)));
+        number
+    }
 }
 
 /// SIGTERM and SIGINT ask for the end as SHUTDOWN does; a second one ends the process at once with
-/// 1. Runs on a thread of its own.
+/// 1, whether the first is being carried out or was in vain, unless a checkpoint has succeeded
+/// since. Runs on a thread of its own.
 pub fn end_on_signals(context: Arc<Context>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut term, mut int) = {
@@ -128,21 +151,25 @@ pub fn end_on_signals(context: Arc<Context>) -> io::Result<()> {
     };
     let serve = move || {
         runtime.block_on(async {
+            // Whether the data could not be saved at the last signal.
+            let in_vain = Arc::new(AtomicBool::new(false));
             loop {
                 let name = tokio::select! {
                     _ = term.recv() => "SIGTERM",
                     _ = int.recv() => "SIGINT",
                 };
-                if context.lifecycle.is_ending() {
+                let unsaved =
+                    in_vain.load(Relaxed) && context.checkpoints.state().last_error.is_some();
+                if context.lifecycle.is_ending() || unsaved {
                     tracing::error!("a second signal ({name}): exiting at once, without saving");
                     std::process::exit(1);
                 }
                 tracing::info!("{name} received");
-                let context = context.clone();
+                let (context, in_vain) = (context.clone(), in_vain.clone());
                 std::thread::spawn(move || {
                     let ending = Ending { save: Save::AsConfigured, force: false };
                     // A failure was logged where it happened.
-                    let _ = context.lifecycle.end(ending);
+                    in_vain.store(context.lifecycle.end(ending).is_err(), Relaxed);
                 });
             }
         });

@@ -65,7 +65,8 @@ pub enum Message {
     Accepted(Accepted),
     /// Let every connection look around: whether it may read has changed.
     WakeAll,
-    /// Tell in [`WorkerCounters::quiet`] whether all that was read is answered.
+    /// Tell in [`WorkerCounters::heard`] that this came, and in [`WorkerCounters::quiet`] whether
+    /// all that was read is answered.
     Report(u64),
     /// Drop all connections and end.
     Stop,
@@ -215,6 +216,7 @@ impl Worker {
                 Message::Accepted(accepted) => received.accepted.push(accepted),
                 Message::WakeAll => self.open_slots().for_each(&mut wake),
                 Message::Report(number) => {
+                    self.host.counters().heard.set(number);
                     if self.connections.iter().flatten().all(Connection::is_quiet) {
                         self.host.counters().quiet.set(number);
                     }

@@ -178,3 +178,21 @@ fn what_was_read_is_answered_before_the_end() {
     let (next, replies) = wire.settle();
     assert_eq!((next, replies), (Next::Close, b"+OK\r\n".repeat(50)));
 }
+
+/// An ending server once ran commands after its last checkpoint's cut, for clients that took their
+/// replies late: those replies were of writes that nobody kept.
+#[test]
+fn no_command_runs_while_the_server_is_halted() {
+    let mut wire = Wire::new();
+    wire.context.limits.output_pause.set(1000);
+    wire.text(format!("SET a {}\r\n", "v".repeat(600)).as_bytes());
+    wire.put(b"GET a\r\nGET a\r\nINCR n\r\nINCR n\r\n");
+    assert_eq!(wire.worker.advance(wire.slot, true), Next::Flush);
+    wire.context.lifecycle.halt(true);
+    let unsent = wire.worker.connection(wire.slot).unsent().len();
+    wire.worker.sent(wire.slot, unsent);
+    assert_eq!(wire.worker.advance(wire.slot, false), Next::Wait);
+    assert_eq!(wire.worker.connection(wire.slot).unsent(), b"");
+    wire.context.lifecycle.halt(false);
+    assert_eq!(String::from_utf8(wire.settle().1).unwrap(), ":1\r\n:2\r\n");
+}

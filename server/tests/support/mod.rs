@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than anything takes that works.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,7 +103,14 @@ impl Server {
     }
     /// Waits for its end and returns the exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        self.child.wait().expect("a child").code()
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end")
     }
 }
 
