@@ -306,10 +306,10 @@ fn empty_twice_then_start_again() -> bool {
         for i in 0..60u64 {
             assert!(s.delete(DB, &i.to_le_bytes()).expect("deletes"));
         }
-        let full = store.stats().disk_bytes;
+        let full = store.sizes().disk_bytes;
         store.checkpoint().expect("checkpoints");
         store.checkpoint().expect("checkpoints");
-        came_back = store.stats().disk_bytes < full / 2;
+        came_back = store.sizes().disk_bytes < full / 2;
         s.upsert(DB, b"later", b"x").expect("writes");
         store.checkpoint().expect("checkpoints");
     }

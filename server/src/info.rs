@@ -277,7 +277,7 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     to.field("log_flushed_until", stats.log_flushed_until);
     to.field("log_read_only", stats.log_read_only);
     to.field("log_tail", stats.log_tail);
-    to.field("disk_bytes", stats.disk_bytes);
+    to.field("disk_bytes", view.context.rates.sizes(&view.context.store).disk_bytes);
     to.field("device_reads", stats.device_reads);
     to.field("device_read_bytes", stats.device_read_bytes);
     to.field("device_write_bytes", stats.device_write_bytes);

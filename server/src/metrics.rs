@@ -86,14 +86,13 @@ impl Collector for Scrape {
         })?;
         page.gauge("ferrite_ready", "1 once the data is recovered", u64::from(self.0.is_some()))?;
         let Some(context) = &self.0 else { return Ok(()) };
-        // Once a scrape: it reads the sizes of the store's files.
         let stats = context.store.stats();
         let totals = Totals::since_start(context, &stats);
         server(&mut page, context, &totals)?;
         commands(&mut page, &totals)?;
         latencies(&mut page, context)?;
         memory(&mut page, &Usage::of(context, &stats))?;
-        log(&mut page, &stats)?;
+        log(&mut page, context, &stats)?;
         checkpoints(&mut page, context)?;
         keys(&mut page, context)
     }
@@ -221,7 +220,7 @@ fn memory(page: &mut Page<'_>, usage: &Usage) -> fmt::Result {
     page.gauge("ferrite_block_cache_bytes", "Memory of the block cache", usage.block_cache)
 }
 
-fn log(page: &mut Page<'_>, stats: &Stats) -> fmt::Result {
+fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
     let help = "The log's boundaries, as positions in it";
     page.family("ferrite_log_address_bytes", help, MetricType::Gauge, |family| {
         for (boundary, address) in [
@@ -237,7 +236,8 @@ fn log(page: &mut Page<'_>, stats: &Stats) -> fmt::Result {
     })?;
     let writable = u64::from(stats.not_writable.is_none());
     page.gauge("ferrite_writable", "1 while the log takes writes", writable)?;
-    page.gauge("ferrite_disk_bytes", "Bytes of the store's files", stats.disk_bytes)?;
+    let disk = context.rates.sizes(&context.store).disk_bytes;
+    page.gauge("ferrite_disk_bytes", "Bytes of the store's files", disk)?;
     page.counter("ferrite_device_reads", "Records read from the device", stats.device_reads)?;
     page.counter("ferrite_device_read_bytes", "Bytes read from it", stats.device_read_bytes)?;
     page.counter("ferrite_device_write_bytes", "Bytes written to it", stats.device_write_bytes)?;

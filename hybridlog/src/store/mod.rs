@@ -104,8 +104,6 @@ pub struct Stats {
     pub log_read_only: u64,
     /// Where the next record goes.
     pub log_tail: u64,
-    /// Bytes of the index that are resident, over all databases.
-    pub index_bytes: u64,
     /// Bytes held by frames.
     pub frame_bytes: u64,
     /// Bytes held by the block cache.
@@ -130,6 +128,13 @@ pub struct Stats {
     pub safepoint_us_max: u64,
     /// Why the log takes no writes, when it does not.
     pub not_writable: Option<String>,
+}
+
+/// Sizes that only the kernel knows; see [`Store::sizes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of the index that are resident, over all databases.
+    pub index_bytes: u64,
     /// Bytes of files in `checkpoints/`.
     pub disk_bytes: u64,
 }
@@ -323,7 +328,7 @@ impl Store {
         self.inner().expiry.pause(paused);
     }
 
-    /// Counters and boundaries.
+    /// Counters and boundaries. Cheap: it reads what is kept anyway.
     pub fn stats(&self) -> Stats {
         let inner = self.inner();
         let log = &inner.log;
@@ -340,7 +345,6 @@ impl Store {
             log_flushed_until: b.flushed_until() * 8,
             log_read_only: b.read_only() * 8,
             log_tail: log.tail.load() * 8,
-            index_bytes: inner.index_bytes(),
             frame_bytes: log.frame_bytes(),
             block_cache_bytes: log.raw.cache_bytes(),
             configured_bytes: inner.config.mutable_size
@@ -355,8 +359,14 @@ impl Store {
             parked_for_room: log.room.parked(),
             safepoint_us_max: inner.gate.longest_us(),
             not_writable: log.health.refusal(),
-            disk_bytes: inner.disk_bytes(),
         }
+    }
+
+    /// How much memory the index and how much disk the files take. Asks the kernel about every
+    /// page and every file: not for a thread that serves clients.
+    pub fn sizes(&self) -> Sizes {
+        let inner = self.inner();
+        Sizes { index_bytes: inner.index_bytes(), disk_bytes: inner.disk_bytes() }
     }
 
     /// Stops the store's threads once no other handle is left. What no checkpoint covers is lost.
