@@ -27,7 +27,8 @@ pub struct Config {
     /// How much of the log a start reads and compares with its checksums, the newest bytes first.
     /// What lies beyond is compared whenever it is read.
     pub verify_at_start: u64,
-    /// The limit of the index in bytes; 0 is none.
+    /// The limit of the indexes of all databases together, in bytes; 0 is none. Those of databases
+    /// that were never used do not count.
     pub index_max_size: u64,
     /// How many logical databases there are (1 to 256).
     pub databases: u16,

@@ -386,3 +386,39 @@ fn the_limit_of_the_index_refuses_new_keys_and_loses_none() {
         assert!(s.read(DB, &i.to_le_bytes()).expect("reads").is_some(), "{i}");
     }
 }
+
+/// Each database once had the whole limit for itself.
+#[test]
+fn the_limit_of_the_index_is_for_all_databases_together() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut config = tiny(dir.path());
+    config.index_max_size = 256 * 64;
+    let fill = |store: &Store, db: u8| {
+        let mut s = store.blocking_session();
+        let keys = 0..20_000u64;
+        keys.take_while(|i| s.upsert(Database(db), &i.to_le_bytes(), b"x").is_ok()).count()
+    };
+    // The smallest table has 16 buckets here, and chains of four buckets of seven are taken
+    // whatever the limit is.
+    let without_growth = 16 * 4 * 7;
+    let store = Store::open(config.clone()).expect("opens");
+    let first = fill(&store, 0);
+    assert!((2 * without_growth..20_000).contains(&first), "{first}");
+    let second = fill(&store, 1);
+    assert!(second <= without_growth, "{second} after {first}");
+    store.checkpoint().expect("checkpoints");
+    drop(store);
+    let store = Store::open(config).expect("opens again");
+    let third = fill(&store, 2);
+    assert!(third <= without_growth, "{third} after a restart");
+    // What a flushed database took is free again, once every session has seen that it is gone.
+    store.flush_database(Database(0)).expect("flushes");
+    store.flush_database(Database(1)).expect("flushes");
+    for _ in 0..2000 {
+        if fill(&store, 3) > 2 * without_growth {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the flushed databases keep their room");
+}

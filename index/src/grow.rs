@@ -51,7 +51,9 @@ impl HashIndex {
             return false;
         }
         let Some(latch) = self.try_latch_number(State::split_at(count)) else { return false };
-        self.split(&latch, count)
+        let split = self.split(&latch, count);
+        self.note_size();
+        split
     }
 
     /// Forbids growth until the returned value is dropped; a split that is going on is waited for.

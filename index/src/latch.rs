@@ -184,6 +184,7 @@ impl Latch<'_> {
             return Err(IndexFull);
         }
         let new = self.index.overflow.allocate(&self.index.epoch).ok_or(IndexFull)?;
+        self.index.note_size();
         let last = self.index.chain(self.bucket).last().expect("a chain has a first bucket");
         last.set_control(last.control().with_overflow(new));
         Ok(())

@@ -14,6 +14,7 @@
 //! | `table` | [`HashIndex`]: probe, latch, set, remove |
 //! | `grow` | linear hashing, one bucket a step |
 //! | `walk` | SCAN's cursor, RANDOMKEY's sample |
+//! | `limit` | how many bytes several indexes may take together |
 //! | `image` | the table as bytes, and back |
 //! | `epoch`, `gate` | pins, grace periods, retired memory; the safepoint |
 //! | `sync` | std's atomics, or loom's |
@@ -28,6 +29,7 @@ mod grow;
 mod image;
 mod key_hash;
 mod latch;
+mod limit;
 mod memory;
 mod overflow;
 mod sync;
@@ -42,4 +44,5 @@ pub use grow::GrowthHold;
 pub use image::read_image;
 pub use key_hash::{ALGORITHM_ID, HashSecret, KeyHash};
 pub use latch::{Latch, SharedLatch};
+pub use limit::IndexLimit;
 pub use table::{HashIndex, IndexConfig, Probe};

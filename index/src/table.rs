@@ -15,6 +15,7 @@
 use crate::bucket::{Bucket, Control, SLOTS};
 use crate::entry::{Name, TAG_BITS};
 use crate::latch::find;
+use crate::limit::{IndexLimit, Share};
 use crate::memory::Buckets;
 use crate::overflow::Overflow;
 use crate::sync::{
@@ -43,7 +44,7 @@ pub struct IndexConfig {
     pub smallest_bits: u32,
     /// The most bytes the index grows to, overflow buckets included; 0 is no limit. At the limit
     /// the table stops growing, and a new key whose chain would pass 4 buckets is refused; until
-    /// then chains do lengthen, past the limit.
+    /// then chains do lengthen, past the limit. [`HashIndex::sharing`] replaces it.
     pub max_bytes: u64,
     /// Whether to ask the kernel for huge pages.
     pub huge_pages: bool,
@@ -66,7 +67,7 @@ pub struct HashIndex {
     pub(crate) smallest_bits: u32,
     /// The most buckets this table's reserved range has room for.
     pub(crate) largest: u64,
-    pub(crate) max_bytes: AtomicU64,
+    pub(crate) share: Share,
 }
 
 impl HashIndex {
@@ -115,8 +116,19 @@ impl HashIndex {
             holds: AtomicU32::new(0),
             smallest_bits: config.smallest_bits,
             largest,
-            max_bytes: AtomicU64::new(config.max_bytes),
+            share: Share::of(Arc::new(IndexLimit::new(config.max_bytes))),
         })
+    }
+
+    /// The same index, limited together with all others that share `limit`.
+    #[must_use]
+    pub fn sharing(mut self, limit: &Arc<IndexLimit>) -> Self {
+        let counts = self.entries() > 0;
+        self.share = Share::of(Arc::clone(limit));
+        if counts {
+            self.note_size();
+        }
+        self
     }
 
     /// Looks for the entry of `hash` without a latch.
@@ -212,15 +224,7 @@ impl HashIndex {
 
     /// Whether `more` new entries surely fit under the limit, each in an overflow bucket of its own.
     pub fn has_room_for(&self, more: u64) -> bool {
-        // Relaxed: a limit that is about to change may be noticed a little late.
-        let max_bytes = self.max_bytes.load(Relaxed);
-        max_bytes == 0 || self.bytes() + more.saturating_mul(BUCKET_BYTES) <= max_bytes
-    }
-
-    /// Sets [`IndexConfig::max_bytes`] anew. Entries that are there already stay, whatever the
-    /// limit is.
-    pub fn limit(&self, max_bytes: u64) {
-        self.max_bytes.store(max_bytes, Relaxed);
+        self.share.limit.has_room_for(more.saturating_mul(BUCKET_BYTES))
     }
 
     /// Bytes of all buckets, touched or not: what [`IndexConfig::max_bytes`] limits. Cheap.
@@ -270,7 +274,16 @@ impl HashIndex {
 
     pub(crate) fn count_entries(&self, by: i64) {
         // Only the number matters; no one concludes from it what the table holds.
-        self.entries.fetch_add(by as u64, Relaxed);
+        if self.entries.fetch_add(by as u64, Relaxed) == 0 {
+            // The table of an index that was never used takes no memory, and does not count.
+            self.note_size();
+        }
+    }
+
+    /// Called after the index has taken a bucket.
+    #[cold]
+    pub(crate) fn note_size(&self) {
+        self.share.grown_to(self.bytes());
     }
 
     /// Tries `once` a bounded number of times.

@@ -22,7 +22,8 @@ use crate::record::RecordRef;
 use crate::store::tables::{Slot, Tables};
 use crate::sync::mutant;
 use ferrite_index::{
-    ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, KeyHash, Participant,
+    ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, IndexLimit, KeyHash,
+    Participant,
 };
 use std::io;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub(crate) struct Recovered {
     pub manifest: Manifest,
     pub secret: HashSecret,
     pub tables: Tables,
+    pub limit: Arc<IndexLimit>,
     pub begin: u64,
     pub start: u64,
     pub report: Recovery,
@@ -185,13 +187,11 @@ pub(crate) fn recover(
         report.taken_at_ms = checkpoint.taken_at_ms;
         report.keys = checkpoint.slots.iter().map(|s| s.keys).sum();
     }
-    for slot in &rebuilding.tables.slots {
-        slot.index.limit(config.index_max_size);
-    }
+    rebuilding.limit.set(config.index_max_size);
     let is_news = known != (manifest.next_number, manifest.next_segment);
     remove_strangers(&**device, &geometry, &manifest, &files, is_news);
-    let Rebuilding { tables, secret, .. } = rebuilding;
-    Ok(Recovered { secret, tables, begin, start, report, manifest })
+    let Rebuilding { tables, secret, limit, .. } = rebuilding;
+    Ok(Recovered { secret, tables, limit, begin, start, report, manifest })
 }
 
 /// Raises the manifest's marks above the number of every file that is there.
@@ -305,6 +305,7 @@ struct Rebuilding<'a> {
     participant: Participant,
     smallest_bits: u32,
     secret: HashSecret,
+    limit: Arc<IndexLimit>,
     tables: Tables,
 }
 
@@ -320,14 +321,14 @@ impl<'a> Rebuilding<'a> {
         let smallest_bits = u32::from(manifest.index_smallest_bits);
         let newest = manifest.newest();
         let databases = usize::from(config.databases);
+        // What the log holds is taken in whatever the limit is.
+        let limit = Arc::new(IndexLimit::new(0));
         let mut slots = Vec::with_capacity(databases);
         for number in 0..databases {
             let state = newest.and_then(|c| c.slots.get(number));
             let (floor, keys, expiring) =
                 state.map_or((0, 0, 0), |s| (s.floor, s.keys, s.expiring));
-            let index = new_index(config, smallest_bits, epoch)?;
-            // What the log holds is taken in whatever the limit is.
-            index.limit(0);
+            let index = new_index(smallest_bits, epoch, &limit)?;
             slots.push(Arc::new(Slot::new(number as u8, index, floor, keys, expiring)));
         }
         let mut map = newest.map_or_else(Vec::new, |c| c.map.clone());
@@ -339,6 +340,7 @@ impl<'a> Rebuilding<'a> {
             participant: epoch.register("recovery").expect("the first of a new epoch"),
             smallest_bits,
             secret,
+            limit,
             tables: Tables { map, slots },
         })
     }
@@ -447,19 +449,19 @@ impl<'a> Rebuilding<'a> {
     }
 }
 
-/// An empty index of the store's size.
+/// An empty index of the store's size. All of a store share one limit.
 pub(crate) fn new_index(
-    config: &Config,
     smallest_bits: u32,
     epoch: &Arc<Epoch>,
+    limit: &Arc<IndexLimit>,
 ) -> Result<HashIndex, OpenError> {
-    let index_config =
-        IndexConfig { smallest_bits, max_bytes: config.index_max_size, huge_pages: true };
-    HashIndex::new(index_config, Arc::clone(epoch)).map_err(|e| OpenError::Config {
+    let config = IndexConfig { smallest_bits, max_bytes: 0, huge_pages: true };
+    let index = HashIndex::new(config, Arc::clone(epoch)).map_err(|e| OpenError::Config {
         setting: "index",
         value: format!("2^{smallest_bits} buckets"),
         why: e.to_string(),
-    })
+    })?;
+    Ok(index.sharing(limit))
 }
 
 /// Removes segments and images of work that no checkpoint covers.

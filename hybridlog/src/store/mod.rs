@@ -43,7 +43,7 @@ use crate::record::HEADER_LIMIT;
 use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
 use expire::{ExpiryControl, ExpiryCycle};
-use ferrite_index::{Epoch, Gate, HashSecret};
+use ferrite_index::{Epoch, Gate, HashSecret, IndexLimit};
 use lock::DirectoryLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -65,6 +65,7 @@ pub(crate) struct Inner {
     pub checkpointer: Mutex<Checkpointer>,
     pub expiry: Arc<ExpiryControl>,
     smallest_bits: u32,
+    index_limit: Arc<IndexLimit>,
     tables: Mutex<Arc<Tables>>,
     generation: AtomicU64,
     clock_ms: AtomicU64,
@@ -168,7 +169,7 @@ impl Store {
         let epoch = Arc::new(Epoch::new(PARTICIPANTS));
         let manifest = recover::load_manifest(&*device, &config, &geometry)?;
         let recovered = recover::recover(&device, &config, geometry, &epoch, manifest)?;
-        let Recovered { manifest, secret, tables, begin, start, mut report } = recovered;
+        let Recovered { manifest, secret, tables, limit, begin, start, mut report } = recovered;
         let cache = config.block_cache_size;
         let extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
         let log = Log::new(geometry, begin, start, Arc::clone(&device), epoch, cache, extents)
@@ -182,6 +183,7 @@ impl Store {
         report.duration = since.elapsed();
         let inner = Arc::new(Inner {
             smallest_bits: u32::from(manifest.index_smallest_bits),
+            index_limit: limit,
             clock_ms: AtomicU64::new(report.taken_at_ms),
             checkpointer: Mutex::new(Checkpointer { manifest, start, reserved: false }),
             config,
@@ -280,7 +282,7 @@ impl Store {
             let mut fresh = Vec::new();
             for _ in tables.slots.iter().filter(|slot| wanted(&tables, slot)) {
                 let index =
-                    recover::new_index(&inner.config, inner.smallest_bits, &inner.log.epoch);
+                    recover::new_index(inner.smallest_bits, &inner.log.epoch, &inner.index_limit);
                 fresh.push(index.map_err(|e| OperationError::NotWritable(e.to_string()))?);
             }
             let closed = inner.gate.close(&inner.log.epoch);

@@ -215,7 +215,7 @@ pub const ROWS: &[Row] = &[
     Row::new("storage.hybridlog_segment_size", Kind::PowerOfTwo(4 * KIB, 1 << 40), "256MiB",
         "Size of one file of the log."),
     Row::new("storage.index_max_size", Kind::Size(0, MAX), "0",
-        "Limit of the index, in bytes; 0 is none."),
+        "Limit of the indexes of all databases together, in bytes; 0 is none."),
     Row::new("storage.block_cache_size", Kind::Size(0, MAX), "16MiB",
         "Memory for checksums and blocks read back from the disk."),
     Row::new("storage.disk_budget", Kind::Size(0, MAX), "0",
