@@ -16,7 +16,7 @@
 
 use crate::client::{Client, ReplyMode};
 use crate::commands::args::Args;
-use crate::commands::{self, Call, Entry, OutsideCall, Ran, Run, table};
+use crate::commands::{self, Call, Entry, Flags, OutsideCall, Ran, Run, table};
 use crate::context::unix_ms;
 use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
@@ -649,6 +649,10 @@ impl Round {
             bounds: Bounds {
                 bulk_max: limits.bulk_max.get(),
                 value_max: host.context.store.value_limit(0) as u64,
+                stores_values: |name| {
+                    let entry = table().find(name);
+                    entry.is_some_and(|entry| entry.spec.flags.has(Flags::DENY_OOM))
+                },
             },
             output_pause: if blocked { pause } else { pause.min(SEND_AT) },
             output_max: limits.output_max.get(),

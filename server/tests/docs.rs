@@ -29,7 +29,8 @@ const DIFFERENCES: &[Difference] = &[
         commands: &[],
         what: "A value that does not fit in one page of the log (4 MiB by default, less a header and \
                the key) is refused with `ERR string exceeds maximum allowed size \
-               (proto-max-bulk-len)`.",
+               (proto-max-bulk-len)`, in a command that stores values from its header, before it is \
+               buffered. Other commands (ECHO) take arguments up to `proto-max-bulk-len`, as in Redis.",
         why: "A record never crosses a page; longer strings need a chain of records, which does not \
               exist yet.",
         test: "a_value_over_the_limit_is_refused_before_it_is_made",

@@ -179,6 +179,32 @@ fn an_oversized_value_is_not_buffered() {
     assert!(most < 250 << 20, "{most} bytes of memory while 300 MiB were skipped");
 }
 
+/// Only commands that store values are held to what a value can be.
+#[test]
+fn what_is_no_value_may_be_longer_than_one() {
+    let ferrite = Server::ferrite(&["storage.hybridlog_page_size=4KiB"]);
+    let mut wire = ferrite.connect();
+    let long = vec![b'x'; 100_000];
+    let reply = |text: &[u8]| [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat();
+    for name in ["ECHO", "PING"] {
+        wire.send(&command(&[name.as_bytes(), &long]));
+        assert!(wire.receive(long.len() + 11) == reply(&long), "{name}");
+    }
+    for (words, expected) in [
+        (vec![&b"GET"[..], &long], "-ERR key exceeds 65535 bytes"),
+        (
+            vec![b"APPEND", b"k", &long],
+            "-ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        ),
+        (vec![b"CLIENT", b"SETNAME", &long], "+OK"),
+        (vec![b"NOSUCH", b"a"], "-ERR unknown command 'NOSUCH', with args beginning with: 'a' "),
+    ] {
+        wire.send(&command(&words));
+        let (line, _) = wire.receive_until(b"\r\n");
+        assert_eq!(String::from_utf8_lossy(&line).trim_end_matches("\r\n"), expected);
+    }
+}
+
 fn resident_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("every process has it");

@@ -11,8 +11,9 @@
 //!   words               ^^^         ^
 //! ```
 //!
-//! A bulk string that no value could hold is refused from its header: its command's bytes are
-//! skipped as they come ([`Decoded::Skip`]) and at its end it is reported ([`Decoded::Oversized`]).
+//! A bulk string that no value could hold, in a command that stores values, is refused from its
+//! header: its command's bytes are skipped as they come ([`Decoded::Skip`]) and at its end it is
+//! reported ([`Decoded::Oversized`]).
 
 use crate::commands::args::parse_i64;
 use memchr::{memchr, memchr2};
@@ -58,8 +59,10 @@ pub enum Decoded {
 pub struct Bounds {
     /// Longer ones are protocol errors.
     pub bulk_max: u64,
-    /// Longer ones are skipped.
+    /// Longer ones are skipped if their command stores values.
     pub value_max: u64,
+    /// Whether the command of that name does.
+    pub stores_values: fn(&[u8]) -> bool,
 }
 
 /// Bytes without a line end that are taken for no line any more: of an inline command, a length.
@@ -231,12 +234,16 @@ impl Decoder {
             return Some(self.fail(ProtocolError::Length));
         }
         self.position += 1 + bytes;
-        let skip = skip || length > bounds.value_max;
+        let skip = skip || length > bounds.value_max && self.stores_values(input, bounds);
         self.state = State::Body { left, length, skip };
         if skip {
             self.words.clear();
         }
         None
+    }
+    #[cold]
+    fn stores_values(&self, input: &[u8], bounds: &Bounds) -> bool {
+        self.words.first().is_some_and(|name| (bounds.stores_values)(name.of(input)))
     }
     /// A word that begins with another byte than `$`. Redis first waits for the end of its line.
     #[cold]

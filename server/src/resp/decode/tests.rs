@@ -1,7 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { bulk_max: 1000, value_max: 100 };
+const BOUNDS: Bounds =
+    Bounds { bulk_max: 1000, value_max: 100, stores_values: |name| name != b"ECHO" };
 
 /// Commands as words, oversized ones as one word, the error at the end if there is one.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,7 +119,7 @@ fn a_line_as_long_as_it_may_be_is_taken() {
 fn an_oversized_word_is_skipped_and_the_rest_understood() {
     let mut input = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$101\r\n".to_vec();
     input.extend(vec![b'x'; 101]);
-    input.extend(b"\r\n*1\r\n$4\r\nPING\r\n*2\r\n$101\r\n");
+    input.extend(b"\r\n*1\r\n$4\r\nPING\r\n*3\r\n$3\r\nSET\r\n$101\r\n");
     input.extend(vec![b'y'; 101]);
     input.extend(b"\r\n$1\r\nz\r\nPING\r\n");
     let found = decode(&[&input]);
@@ -186,4 +187,17 @@ proptest! {
         }
         prop_assert_eq!(decode(&[&bytes]), Found { commands, error: None });
     }
+}
+
+#[test]
+fn only_commands_that_store_values_are_held_to_their_limit() {
+    let (long, longest) = ("x".repeat(101), "x".repeat(1001));
+    let echo = |text: &str| format!("*2\r\n$4\r\nECHO\r\n${}\r\n{text}\r\n", text.len());
+    let set = format!("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$101\r\n{long}\r\n");
+    let sent = [echo(&long), set, echo("a"), echo(&longest)].concat();
+    let found = decode(&[sent.as_bytes()]);
+    let expected =
+        [vec![b"ECHO".to_vec(), long.into_bytes()], words("<oversized>"), words("ECHO a")];
+    assert_eq!(found.commands, expected);
+    assert_eq!(found.error, Some(ProtocolError::Length));
 }
