@@ -15,6 +15,8 @@
 
 #[path = "../src/log/boundaries.rs"]
 mod boundaries;
+#[path = "../src/log/page_table.rs"]
+mod page_table;
 #[path = "../src/record.rs"]
 mod record;
 #[path = "../src/seqlock.rs"]
@@ -28,6 +30,7 @@ use boundaries::Boundaries;
 use ferrite_index::{Address, Epoch};
 use loom::cell::UnsafeCell;
 use loom::thread;
+use page_table::PageTable;
 use record::{Draft, RecordRef, Step, write_record};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -218,7 +221,7 @@ fn a_page_is_flushed_with_all_its_records() {
     const PAGE: u64 = 4;
     check(2, || {
         let epoch = Arc::new(Epoch::new(2));
-        let boundaries = Arc::new(Boundaries::new(PAGE, PAGE));
+        let boundaries = Arc::new(Boundaries::new(PAGE, PAGE, PAGE));
         let tail = Arc::new(Tail::new(PAGE, 4 * PAGE, PAGE));
         let records = Arc::new([Cell::new(0), Cell::new(0)]);
         let writers: Vec<_> = (0..2)
@@ -256,7 +259,7 @@ fn a_frame_is_used_again_after_its_last_reader() {
     check(3, || {
         // Two frames; both pages are full and the first one is flushed.
         let epoch = Arc::new(Epoch::new(1));
-        let boundaries = Arc::new(Boundaries::new(PAGE, PAGE));
+        let boundaries = Arc::new(Boundaries::new(PAGE, PAGE, PAGE));
         let tail = Arc::new(Tail::new(PAGE, 3 * PAGE, PAGE));
         let mut credit = 2 * PAGE;
         assert!(tail.grant(credit));
@@ -301,5 +304,36 @@ fn a_frame_is_used_again_after_its_last_reader() {
         tail.raise_limit(4 * PAGE);
         reading.join().unwrap();
         writing.join().unwrap();
+    });
+}
+
+/// A flushed page moves from its frame to its mapped file while it is read: a reader finds its
+/// bytes in one of the two, and the frame is given back only when its last reader has left. Steps:
+/// page_moved_without_grace, page_table_release, page_table_acquire.
+#[test]
+fn a_page_that_moves_is_whole_in_both_places() {
+    const FRAME: u64 = 1;
+    const MAPPED: u64 = 2;
+    check(3, || {
+        let epoch = Arc::new(Epoch::new(1));
+        let table = Arc::new(PageTable::new(1, 1, 1, |_| FRAME));
+        let bytes = Arc::new([Cell::new(7), Cell::new(0)]);
+        let reader = epoch.register("reader").unwrap();
+        let reading = thread::spawn({
+            let (table, bytes) = (Arc::clone(&table), Arc::clone(&bytes));
+            move || {
+                let pin = reader.pin();
+                let place = table.place(1);
+                assert_eq!(bytes[(place - FRAME) as usize].get(), 7, "another page's bytes");
+                drop(pin);
+            }
+        });
+        bytes[(MAPPED - FRAME) as usize].set(7);
+        let moved = table.begin_move(&epoch, 1, MAPPED);
+        while !table.is_settled(&epoch, moved) {
+            thread::yield_now();
+        }
+        bytes[0].set(0);
+        reading.join().unwrap();
     });
 }

@@ -266,6 +266,10 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     to.field("storage_io", stats.io_kind);
     to.field("storage_direct_reads", u8::from(stats.buffered_reads.is_none()));
     to.field("storage_readonly_window", stats.readonly_window);
+    if let Some(why) = &stats.readonly_window_reason {
+        to.field("storage_readonly_window_reason", one_line(why));
+    }
+    to.field("storage_mapped_bytes", stats.mapped_bytes);
     to.field("storage_writable", u8::from(stats.not_writable.is_none()));
     if let Some(why) = &stats.not_writable {
         to.field("storage_not_writable_reason", one_line(why));

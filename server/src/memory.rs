@@ -34,6 +34,8 @@ pub struct Usage {
     pub budget: Budget,
     /// Frames of the log.
     pub frames: u64,
+    /// Bytes of those pages that are mapped files, or copies of pages of earlier runs.
+    pub mapped: u64,
     /// The block cache.
     pub block_cache: u64,
     /// What the kernel counts.
@@ -71,6 +73,7 @@ impl Usage {
                 output_buffers: sum(|w| w.output_buffer_bytes.get()),
             },
             frames: stats.frame_bytes,
+            mapped: stats.mapped_bytes,
             block_cache: stats.block_cache_bytes,
             process: process::memory(),
         }

@@ -216,7 +216,8 @@ fn memory(page: &mut Page<'_>, usage: &Usage) -> fmt::Result {
         Ok(())
     })?;
     page.gauge("ferrite_index_bytes", "Resident memory of the index", budget.index)?;
-    page.gauge("ferrite_frame_bytes", "Memory of the log's frames", usage.frames)?;
+    page.gauge("ferrite_frame_bytes", "Memory that the log's pages may take", usage.frames)?;
+    page.gauge("ferrite_mapped_bytes", "Pages mapped from segment files", usage.mapped)?;
     page.gauge("ferrite_block_cache_bytes", "Memory of the block cache", usage.block_cache)
 }
 

@@ -127,7 +127,10 @@ pub fn tell_store(context: &Context) {
         Some(why) => format!("through the page cache ({why})"),
         None => "direct".to_owned(),
     };
-    let window = stats.readonly_window;
+    let window = match &stats.readonly_window_reason {
+        Some(why) => format!("{} ({why})", stats.readonly_window),
+        None => stats.readonly_window.to_owned(),
+    };
     tracing::info!("backend {backend}, file I/O {io}, reads {reads}, read-only window {window}");
     let ms = recovery.duration.as_secs_f64() * 1000.0;
     match recovery.checkpoint {

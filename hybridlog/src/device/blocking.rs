@@ -31,11 +31,21 @@ pub(crate) fn sync(device: &dyn Device, file: FileId) -> io::Result<()> {
 
 /// The first `length` bytes of a file, a multiple of [`ALIGNMENT`].
 pub(crate) fn read(device: &dyn Device, file: FileId, length: u64) -> io::Result<Vec<u8>> {
+    read_at(device, file, 0, length)
+}
+
+/// `length` bytes of a file from `start` on, both multiples of [`ALIGNMENT`].
+pub(crate) fn read_at(
+    device: &dyn Device,
+    file: FileId,
+    start: u64,
+    length: u64,
+) -> io::Result<Vec<u8>> {
     assert!(length.is_multiple_of(ALIGNMENT as u64));
     let mut all = Vec::with_capacity(length as usize);
     while (all.len() as u64) < length {
-        let offset = all.len() as u64;
-        let buffer = Buffer::zeroed(STEP.min((length - offset) as usize));
+        let offset = start + all.len() as u64;
+        let buffer = Buffer::zeroed(STEP.min(length as usize - all.len()));
         let got = wait(|done| device.submit(Request::Read { file, offset, buffer, done }))?;
         all.extend_from_slice(&got);
     }

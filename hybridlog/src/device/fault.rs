@@ -26,7 +26,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::local::shielded;
-use super::{Device, FileId, Request};
+use super::{Buffer, Device, FileId, Mapping, Request};
 
 mod disk;
 #[cfg(test)]
@@ -51,6 +51,8 @@ pub enum Operation {
     Rename,
     /// [`Device::sync_directory`], whatever file the fault names.
     SyncDirectory,
+    /// [`Device::map`].
+    Map,
 }
 
 /// An error to be given instead of carrying out an operation.
@@ -358,6 +360,20 @@ impl Device for FaultDevice {
     fn direct_reads(&self) -> Result<(), String> {
         Ok(())
     }
+
+    fn can_map(&self, _bytes: u64) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn map(&self, file: FileId, offset: u64, length: usize) -> io::Result<Mapping> {
+        let mut state = self.shared.lock();
+        state.admit(Operation::Map, &[file])?;
+        let contents = state.disk.contents(file).ok_or(io::ErrorKind::NotFound)?;
+        let part = contents.get(offset as usize..offset as usize + length);
+        let mut copy = Buffer::zeroed(length);
+        copy.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(Mapping::copied(copy))
+    }
 }
 
 impl Drop for FaultDevice {
@@ -482,7 +498,7 @@ impl State {
     /// Counts a step and decides whether it is carried out.
     fn admit(&mut self, operation: Operation, files: &[FileId]) -> Result<(), Refusal> {
         self.check_power()?;
-        if operation != Operation::Read {
+        if !matches!(operation, Operation::Read | Operation::Map) {
             self.steps += 1;
             if self.cut_at.is_some_and(|step| self.steps >= step) {
                 self.cut();

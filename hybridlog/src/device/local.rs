@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::posix::PosixEngine;
 use super::uring::UringEngine;
-use super::{Device, FileId, Request};
+use super::{Device, FileId, Mapping, Request, mapping};
 use crate::{IoChoice, OpenError};
 
 /// A device that was opened, and what there is to say about it.
@@ -135,6 +135,14 @@ impl Device for LocalDevice {
 
     fn direct_reads(&self) -> Result<(), String> {
         self.directory.direct_reads()
+    }
+
+    fn can_map(&self, bytes: u64) -> Result<(), String> {
+        mapping::can_lock(bytes)
+    }
+
+    fn map(&self, file: FileId, offset: u64, length: usize) -> io::Result<Mapping> {
+        mapping::map(self.directory.buffered(file)?.file(), offset, length)
     }
 }
 

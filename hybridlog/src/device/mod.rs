@@ -18,6 +18,7 @@ mod directory;
 #[cfg(any(test, feature = "testing"))]
 pub mod fault;
 mod local;
+mod mapping;
 mod names;
 mod posix;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod uring;
 
 pub(crate) use directory::create_durably;
 pub use local::{LocalDevice, Opened, open};
+pub use mapping::Mapping;
 
 use std::fmt;
 use std::io;
@@ -114,6 +116,12 @@ pub trait Device: Send + Sync + 'static {
     fn io_kind(&self) -> &'static str;
     /// Whether reads bypass the page cache, and why not when they do not.
     fn direct_reads(&self) -> Result<(), String>;
+    /// Whether `bytes` of files can be held in memory by [`Device::map`], and why not.
+    fn can_map(&self, bytes: u64) -> Result<(), String>;
+    /// Part of a file as memory that stays present until it is dropped: completed writes are
+    /// seen in it, and reading it never waits for the disk. Blocks. `offset` and `length` are
+    /// multiples of [`ALIGNMENT`], the part lies inside the file and is not written to any more.
+    fn map(&self, file: FileId, offset: u64, length: usize) -> io::Result<Mapping>;
 }
 
 /// A heap buffer aligned to [`ALIGNMENT`]; its length is a multiple of it.
@@ -147,6 +155,12 @@ impl std::ops::Deref for Buffer {
     fn deref(&self) -> &[u8] {
         // SAFETY: `zeroed` initialised `layout.size()` bytes, which this value owns.
         unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 

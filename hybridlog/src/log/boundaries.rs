@@ -13,6 +13,8 @@
 //! * Below `safe_read_only`: nothing changes any more; it may be written to the device.
 //! * Below `flushed_until`: written and checksummed.
 //! * Below `head`: read from the device. Below `safe_head`: the frame may be used again.
+//! * Where a page at or above `head` lies, in a frame or in a mapped file, is the page table's to
+//!   say ([`super::page_table`]).
 
 use crate::sync::{AtomicU64, Ordering, mutant, ordering};
 use ferrite_index::Epoch;
@@ -28,13 +30,14 @@ pub(crate) struct Boundaries {
 }
 
 impl Boundaries {
-    /// An empty log in memory: data below `start`, if any, lies on the device from `begin` on.
-    pub fn new(begin: u64, start: u64) -> Self {
-        assert!(begin <= start);
+    /// A log whose tail is at `start`; what lies below it, if anything, is on the device from
+    /// `begin` on, and from `head` on may be in memory too.
+    pub fn new(begin: u64, head: u64, start: u64) -> Self {
+        assert!(begin <= head && head <= start);
         Self {
             begin: AtomicU64::new(begin),
-            safe_head: AtomicU64::new(start),
-            head: AtomicU64::new(start),
+            safe_head: AtomicU64::new(head),
+            head: AtomicU64::new(head),
             flushed_until: AtomicU64::new(start),
             safe_read_only: AtomicU64::new(start),
             read_only: AtomicU64::new(start),

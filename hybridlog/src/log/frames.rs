@@ -1,17 +1,20 @@
-//! [unsafe room] The ring of frames: anonymous memory that holds the newest pages of the log.
+//! [unsafe room] The pages in memory: a ring of frames, and mappings of flushed pages.
 //!
-//! Page `p` lives in frame `p % frames`. Which addresses a frame holds at an instant is the
-//! boundaries' business: an address at or above `head`, loaded inside a pin, stays in its frame
-//! until the pin ends.
+//! A page is written in frame `page % frames`, which is anonymous memory. Once it is flushed it may
+//! move to a mapping of its file; the frame's memory then goes back to the kernel. Which addresses
+//! are in memory at an instant is the boundaries' business, where they lie the [`PageTable`]'s: an
+//! address at or above `head`, loaded inside a pin, stays where it was found until the pin ends.
 
+use super::page_table::{Moved, PageTable};
 use crate::config::Geometry;
-use crate::device::ALIGNMENT;
+use crate::device::{ALIGNMENT, Mapping};
 use crate::record::{self, Draft, RecordRef};
-use crate::sync::AtomicU64;
-use ferrite_index::Address;
+use crate::sync::{AtomicU64, Locked};
+use ferrite_index::{Address, Epoch};
+use std::collections::BTreeMap;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What transparent huge pages are made of.
 const HUGE_PAGE: usize = 2 << 20;
@@ -22,6 +25,9 @@ pub(crate) struct Frames {
     base: NonNull<AtomicU64>,
     mapping: NonNull<libc::c_void>,
     mapped_bytes: usize,
+    table: PageTable,
+    /// What the table shows in place of frames, by page number.
+    mapped: Mutex<BTreeMap<u64, Mapping>>,
     geometry: Geometry,
 }
 
@@ -31,8 +37,9 @@ unsafe impl Send for Frames {}
 unsafe impl Sync for Frames {}
 
 impl Frames {
-    /// Maps the ring; the kernel gives the memory when a page is first touched.
-    pub fn new(geometry: Geometry) -> io::Result<Self> {
+    /// Maps the ring; the kernel gives the memory when a page is first touched. The log of this run
+    /// starts at `start`; pages of earlier runs from `lowest` on may be mapped.
+    pub fn new(geometry: Geometry, lowest: u64, start: u64) -> io::Result<Self> {
         let bytes = (geometry.ring_words() * 8) as usize;
         let mapped_bytes = bytes + HUGE_PAGE;
         // SAFETY: a fresh private anonymous mapping; nothing is replaced.
@@ -50,37 +57,114 @@ impl Frames {
             return Err(io::Error::last_os_error());
         }
         let mapping = NonNull::new(mapping).expect("mmap never maps the null page");
-        let start = mapping.as_ptr() as usize;
-        let aligned = start.next_multiple_of(HUGE_PAGE) - start;
+        let aligned = mapping.as_ptr().cast::<u8>().align_offset(HUGE_PAGE);
         // SAFETY: `aligned < HUGE_PAGE`, so this and `bytes` more stay inside the mapping.
         let base = unsafe { mapping.cast::<u8>().add(aligned) };
         // SAFETY: the range lies in the mapping. The advice may be refused; nothing depends on it.
         unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-        Ok(Self { base: base.cast(), mapping, mapped_bytes, geometry })
+        let base = base.cast::<AtomicU64>();
+        let pages = |address: u64| address / geometry.page_words;
+        let page_bytes = geometry.page_words * 8;
+        let first_place = base.as_ptr().expose_provenance() as u64;
+        let table = PageTable::new(geometry.frames, pages(start), pages(lowest), |frame| {
+            first_place + frame * page_bytes
+        });
+        Ok(Self { base, mapping, mapped_bytes, table, mapped: Mutex::default(), geometry })
     }
 
-    /// Bytes of all frames.
+    /// Bytes that pages in memory may take, in frames and mappings.
     pub fn bytes(&self) -> u64 {
         self.geometry.ring_words() * 8
     }
 
-    fn words(&self, address: u64) -> NonNull<AtomicU64> {
-        let page = address / self.geometry.page_words;
-        let offset = address & (self.geometry.page_words - 1);
-        let index = (page % self.geometry.frames) * self.geometry.page_words + offset;
-        // SAFETY: the index is below the ring's words.
-        unsafe { self.base.add(index as usize) }
+    /// Bytes of pages that are mapped from their files.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.mapped.locked().values().map(|mapping| mapping.len() as u64).sum()
     }
 
-    /// The record at an address.
+    /// Page and offset in it, in words.
+    fn split(&self, address: u64) -> (u64, usize) {
+        let page_words = self.geometry.page_words;
+        (address >> page_words.trailing_zeros(), (address & (page_words - 1)) as usize)
+    }
+
+    /// The word in the frame of an address of this run.
+    fn words(&self, address: u64) -> NonNull<AtomicU64> {
+        let (page, offset) = self.split(address);
+        let index = (self.table.frame_of(page) * self.geometry.page_words) as usize + offset;
+        // SAFETY: the index is below the ring's words.
+        unsafe { self.base.add(index) }
+    }
+
+    /// The record at an address; `None` when it is one of an earlier run whose page is not mapped.
     ///
     /// # Safety
     /// A record was published (or its frame zeroed) at `address`, which was at or above `head`
     /// inside a pin that lives for `'a`.
-    pub unsafe fn record<'a>(&self, address: Address) -> RecordRef<'a> {
-        let words = self.words(address.raw());
-        // SAFETY: the caller vouches for the record; frames are always initialised memory.
-        unsafe { RecordRef::new(words) }
+    pub unsafe fn record<'a>(&self, address: Address) -> Option<RecordRef<'a>> {
+        let (page, offset) = self.split(address.raw());
+        let place = self.table.place(page) as usize;
+        let start = NonNull::new(std::ptr::with_exposed_provenance_mut::<AtomicU64>(place))?;
+        // SAFETY: a page that the table shows holds all words up to the end of what was written.
+        let words = unsafe { start.add(offset) };
+        // SAFETY: the caller vouches for the record; frames and mappings are initialised memory,
+        // and neither goes before a grace period that waits for the pin.
+        Some(unsafe { RecordRef::new(words) })
+    }
+
+    /// Shows a page of this run in a mapping of its file instead of its frame.
+    ///
+    /// # Safety
+    /// The page is flushed and at or above `head`; the mapping holds its bytes.
+    pub unsafe fn move_page(&self, epoch: &Epoch, page_start: u64, mapping: Mapping) -> Moved {
+        let page = self.split(page_start).0;
+        debug_assert!(mapping.len() as u64 == self.geometry.page_words * 8);
+        let place = mapping.as_ptr().expose_provenance() as u64;
+        self.mapped.locked().insert(page, mapping);
+        self.table.begin_move(epoch, page, place)
+    }
+
+    /// Whether nobody looks at the frame of a page that moved.
+    pub fn is_settled(&self, epoch: &Epoch, moved: Moved) -> bool {
+        self.table.is_settled(epoch, moved)
+    }
+
+    /// Gives the memory of a moved page's frame back to the kernel; it reads as zeros afterwards.
+    ///
+    /// # Safety
+    /// The move has settled, and the page has not left memory since.
+    pub unsafe fn release_frame(&self, page: u64) {
+        let frame = self.words(page * self.geometry.page_words).as_ptr();
+        let bytes = (self.geometry.page_words * 8) as usize;
+        // SAFETY: one whole frame, whose page lies elsewhere and whose next one has no ticket yet,
+        // says the caller.
+        let failed = unsafe { libc::madvise(frame.cast(), bytes, libc::MADV_DONTNEED) } != 0;
+        debug_assert!(!failed, "our own memory can be given back: {}", io::Error::last_os_error());
+    }
+
+    /// Shows a page of an earlier run.
+    ///
+    /// # Safety
+    /// The page is at or above `head`; the mapping holds its bytes up to the end of what that run
+    /// wrote of it.
+    pub unsafe fn show_earlier(&self, page_start: u64, mapping: Mapping) {
+        let page = self.split(page_start).0;
+        let place = mapping.as_ptr().expose_provenance() as u64;
+        self.mapped.locked().insert(page, mapping);
+        self.table.put(page, place);
+    }
+
+    /// Takes the mapping of a page that has left memory, if it has one, for the caller to drop.
+    ///
+    /// # Safety
+    /// The page lies below `safe_head`.
+    pub unsafe fn hide(&self, page_start: u64) -> Option<Mapping> {
+        let page = self.split(page_start).0;
+        let mapping = self.mapped.locked().remove(&page)?;
+        let is_earlier = page < self.table.first_page();
+        let frame = self.words(page_start).as_ptr().expose_provenance() as u64;
+        self.table.put(page, if is_earlier { 0 } else { frame });
+        Some(mapping)
     }
 
     /// Writes a record into reserved words.

@@ -1,8 +1,9 @@
 //! The log: append at the tail, look at an address in memory, fetch one from the device.
 //!
 //! ```text
-//!   begin ........... head ............ read_only ............ tail ... limit
-//!   | on the device   | frames, immutable | frames, in-place    | ready frames
+//!   begin ........... head .................... read_only ............ tail ... limit
+//!   | on the device   | immutable: mapped files | frames, in-place    | ready frames
+//!   |                 | or frames               |                     |
 //! ```
 //!
 //! One page thread ([`page_thread`]) owns every transition of a frame. Writers hold tickets
@@ -10,19 +11,24 @@
 
 pub(crate) mod ages;
 pub(crate) mod boundaries;
+pub(crate) mod earlier;
 pub(crate) mod frames;
+pub(crate) mod helper;
+pub(crate) mod page_table;
 pub(crate) mod page_thread;
 pub(crate) mod room;
 pub(crate) mod scan;
 pub(crate) mod tail;
+pub(crate) mod window;
 
 use crate::config::Geometry;
-use crate::device::Device;
+use crate::device::{Device, Mapping};
 use crate::record::{Draft, RecordRef};
 use crate::sync::Locked;
 use crate::tier::raw::RawSegments;
 use ages::Ages;
 use boundaries::Boundaries;
+use earlier::EarlierPages;
 use ferrite_index::{Address, Epoch, Pin};
 use frames::Frames;
 use room::RoomQueue;
@@ -33,8 +39,23 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tail::{Reserved, Tail};
 
+/// Where a log begins and what earlier runs left of it.
+pub(crate) struct Origin {
+    /// The lowest address that is still needed.
+    pub begin: u64,
+    /// Where this run starts: a segment's first address.
+    pub start: u64,
+    /// What earlier runs left, ascending.
+    pub extents: Vec<(u64, u64)>,
+}
+
 pub(crate) struct Log {
     pub geometry: Geometry,
+    pub start: u64,
+    /// What of earlier runs may be in memory.
+    pub earlier: EarlierPages,
+    /// Why pages are not mapped from their files but stay in their frames, if so.
+    pub unmapped: Option<String>,
     pub boundaries: Boundaries,
     pub tail: Tail,
     pub room: RoomQueue,
@@ -126,22 +147,25 @@ struct Wake {
 }
 
 impl Log {
-    /// A log whose data in `[begin, start)`, if any, lies on the device; `start` begins a segment.
+    /// A log whose data below `origin.start`, if any, lies on the device.
     pub fn new(
         geometry: Geometry,
-        begin: u64,
-        start: u64,
+        origin: Origin,
         device: Arc<dyn Device>,
         epoch: Arc<Epoch>,
         cache_bytes: u64,
-        extents: Vec<(u64, u64)>,
     ) -> io::Result<Arc<Self>> {
+        let Origin { begin, start, extents } = origin;
         assert!(start > 0 && start.is_multiple_of(geometry.segment_words));
         let page_expiry = (0..geometry.frames).map(|_| AtomicU64::new(u64::MAX)).collect();
+        let earlier = EarlierPages::choose(&geometry, begin, start, &extents);
+        let lowest = earlier.lowest();
         Ok(Arc::new(Self {
             geometry,
-            boundaries: Boundaries::new(begin, start),
-            tail: Tail::new(start, start + geometry.ring_words(), geometry.page_words),
+            start,
+            unmapped: why_unmapped(&geometry, &*device),
+            boundaries: Boundaries::new(begin, lowest.max(begin), start),
+            tail: Tail::new(start, earlier.limit_for(lowest), geometry.page_words),
             room: RoomQueue::default(),
             raw: RawSegments::new(Arc::clone(&device), geometry, cache_bytes, extents),
             device,
@@ -151,7 +175,8 @@ impl Log {
             ages: Ages::default(),
             page_expiry,
             cold_expiry: Mutex::default(),
-            frames: Arc::new(Frames::new(geometry)?),
+            frames: Arc::new(Frames::new(geometry, lowest, start)?),
+            earlier,
             wake: Wake::default(),
         }))
     }
@@ -160,8 +185,20 @@ impl Log {
         self.frames.bytes()
     }
 
-    /// The record at an address that was at or above `head` inside this pin.
-    pub fn record<'p>(&self, _pin: &'p Pin<'_>, head: u64, address: Address) -> RecordRef<'p> {
+    /// Bytes of pages that are mapped from their files.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.frames.mapped_bytes()
+    }
+
+    /// The record at an address that was at or above `head` inside this pin; `None` when it is of
+    /// an earlier run and its page was not brought into memory.
+    #[inline]
+    pub fn record<'p>(
+        &self,
+        _pin: &'p Pin<'_>,
+        head: u64,
+        address: Address,
+    ) -> Option<RecordRef<'p>> {
         assert!(address.raw() >= head, "the record has left memory");
         // SAFETY: index entries and previous addresses only name published records (they are
         // written after the record), `head` was loaded inside the pin, and frames below the tail
@@ -225,8 +262,26 @@ impl Log {
         &self.page_expiry[(page % self.geometry.frames) as usize]
     }
 
+    /// The pages of `[from, to)` have left memory, since `to` is the new `safe_head`: takes their
+    /// mappings, for the caller to drop, and readies the frames for the pages that follow in them.
+    fn pages_left_memory(&self, from: u64, to: u64) -> Vec<Mapping> {
+        let mut mappings = Vec::new();
+        let mut leave = |page: u64| {
+            // SAFETY: the page lies below `safe_head`.
+            mappings.extend(unsafe { self.frames.hide(page) });
+        };
+        let from = self.geometry.page_start(from);
+        let earlier = self.earlier.pages().iter().map(|(at, _)| *at);
+        earlier.filter(|at| (from..to).contains(at)).for_each(&mut leave);
+        for page in (from.max(self.start)..to).step_by(self.geometry.page_words as usize) {
+            leave(page);
+            self.ready_frame(page);
+        }
+        mappings
+    }
+
     /// Readies the frame of a page below `safe_head` for the page that follows in it.
-    fn page_left_memory(&self, page_start: u64) {
+    fn ready_frame(&self, page_start: u64) {
         let expiry = self.page_expiry(page_start).swap(u64::MAX, Ordering::Relaxed);
         if expiry != u64::MAX {
             let mut cold = self.cold_expiry.locked();
@@ -252,4 +307,16 @@ impl Log {
             .expect("nothing panics under this lock");
         *asked = false;
     }
+}
+
+/// Pages that the window maps at most: the kernel allows a process some 65,000 mappings.
+const MAPPED_PAGES_MAX: u64 = 16 << 10;
+
+/// Whether flushed pages stay in frames, and why.
+fn why_unmapped(geometry: &Geometry, device: &dyn Device) -> Option<String> {
+    let pages = geometry.frames - geometry.mutable_pages;
+    if pages > MAPPED_PAGES_MAX {
+        return Some(format!("{pages} pages are too many mappings; choose larger pages"));
+    }
+    device.can_map(pages * geometry.page_words * 8).err()
 }

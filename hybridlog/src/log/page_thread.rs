@@ -1,20 +1,23 @@
 //! The page thread: it alone moves the boundaries, flushes pages and frees frames.
 //!
-//! It only submits I/O and never waits for the disk. Each round:
+//! It never waits for the disk: what may, or takes long, is the [`helper`](super::helper)'s. Each
+//! round:
 //!
 //! ```text
 //!   tail moved on ---> announce read_only --grace--> safe_read_only ---> write blocks + checksums
 //!                                                                              |
-//!   limit (zeroed frames) <-- safe_head <--grace-- announce head <--- flushed_until
+//!   limit (zeroed frames) <-- safe_head <--grace-- announce head <--- flushed_until ---> window
 //! ```
 //!
 //! The next frames are ready before the tail needs them: `spare` pages ahead of the tail's own.
+//! What is flushed moves into the mapped [`window`](super::window).
 
 use super::Log;
 use super::boundaries::Announced;
-use crate::device::{ALIGNMENT, Bytes, FileId, Request};
+use super::helper::{Helper, Job};
+use super::window::Window;
+use crate::device::{ALIGNMENT, FileId, Mapping};
 use crate::sync::Locked;
-use crate::tier::raw::{block_crc, side_size};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +36,8 @@ pub(crate) struct PageWork {
     stop: AtomicBool,
     outcomes: Mutex<Vec<Outcome>>,
     unsynced: Mutex<BTreeSet<u64>>,
+    /// Segments whose files exist, and whether the disk gave them their full size.
+    pub created: Mutex<BTreeMap<u64, bool>>,
 }
 
 impl PageWork {
@@ -44,11 +49,21 @@ impl PageWork {
     pub fn take_unsynced(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.unsynced.locked())
     }
+    /// Tells the page thread how something ended.
+    pub fn report(&self, log: &Log, outcome: Outcome) {
+        self.outcomes.locked().push(outcome);
+        log.wake();
+    }
 }
 
-struct Outcome {
-    from: u64,
-    result: io::Result<()>,
+/// How something ended that the page thread had asked for.
+pub(crate) enum Outcome {
+    /// One of the two writes of the part from `from` on.
+    Written { from: u64, result: io::Result<()> },
+    /// The page at `at` was brought in from its file.
+    Mapped { at: u64, result: Result<Mapping, String> },
+    /// The frame of the page that moved was given back.
+    Released,
 }
 
 /// One write on its way: a range of one page, and its checksums.
@@ -68,8 +83,8 @@ pub(crate) struct PageThread {
     /// In log order, from `flushed_until` on.
     chunks: VecDeque<Chunk>,
     submitted_until: u64,
-    /// Segments whose files exist, and whether the disk gave them their full size.
-    created: BTreeMap<u64, bool>,
+    window: Window,
+    helper: Helper,
     retry_at: Option<Instant>,
     space_checked: Instant,
     space_reserve: u64,
@@ -81,13 +96,14 @@ impl PageThread {
         let free = log.device.free_space().unwrap_or(u64::MAX);
         let space_reserve = (log.geometry.segment_words * 16).min(free / 8);
         Self {
+            window: Window::new(&log),
+            helper: Helper::start(Arc::clone(&log), Arc::clone(&work)),
             log,
             work,
             read_only_pending: None,
             head_pending: None,
             chunks: VecDeque::new(),
             submitted_until,
-            created: BTreeMap::new(),
             retry_at: None,
             space_checked: Instant::now(),
             space_reserve,
@@ -111,7 +127,8 @@ impl PageThread {
 
     /// How long to sleep: short while a grace period or a waiter needs polling.
     fn patience(&self) -> Duration {
-        if self.read_only_pending.is_some() || self.head_pending.is_some() {
+        let settling = self.window.is_settling();
+        if self.read_only_pending.is_some() || self.head_pending.is_some() || settling {
             Duration::from_micros(50)
         } else if self.log.room.is_waiting() {
             Duration::from_micros(200)
@@ -122,9 +139,11 @@ impl PageThread {
 
     fn round(&mut self) -> bool {
         let mut moved = self.settle_read_only();
+        moved |= self.take_outcomes();
         moved |= self.settle_flushes();
         moved |= self.submit_flushes();
         moved |= self.settle_head();
+        moved |= self.window.step(&self.log, &self.helper);
         self.announce_read_only();
         self.announce_head();
         self.look_at_space();
@@ -145,7 +164,7 @@ impl PageThread {
             .room
             .first_need()
             .map_or(0, |need| (self.log.tail.granted() + need).next_multiple_of(g.page_words));
-        ahead.max(for_waiter).saturating_sub(g.ring_words()).min(tail_page)
+        self.log.earlier.head_for(ahead.max(for_waiter)).min(tail_page)
     }
 
     fn announce_read_only(&mut self) {
@@ -179,7 +198,8 @@ impl PageThread {
         }
         let b = &self.log.boundaries;
         let flushed = self.log.geometry.page_start(b.flushed_until());
-        let wanted = self.head_wanted().min(flushed);
+        let held = self.window.holds().unwrap_or(u64::MAX);
+        let wanted = self.head_wanted().min(flushed).min(held);
         if wanted > b.head() {
             self.head_pending = Some(b.begin_head(&self.log.epoch, wanted));
         }
@@ -188,17 +208,15 @@ impl PageThread {
     fn settle_head(&mut self) -> bool {
         let Some(announced) = self.head_pending else { return false };
         let b = &self.log.boundaries;
-        let g = &self.log.geometry;
-        let (from, to) = (g.page_start(b.safe_head()), announced.to);
+        let (from, to) = (b.safe_head(), announced.to);
         if !b.settle_head(&self.log.epoch, &announced) {
             return false;
         }
         self.head_pending = None;
-        // A start in the middle of the ring's first turn leaves no partial page: both are aligned.
-        for page in (from..to).step_by(g.page_words as usize) {
-            self.log.page_left_memory(page);
+        for mapping in self.log.pages_left_memory(from, to) {
+            self.helper.ask(Job::Drop(mapping));
         }
-        self.log.tail.raise_limit(to + g.ring_words());
+        self.log.tail.raise_limit(self.log.earlier.limit_for(to));
         true
     }
 
@@ -228,12 +246,8 @@ impl PageThread {
             let page_end = self.log.geometry.page_start(from) + self.log.geometry.page_words;
             let to = end.min(page_end);
             debug_assert!(to.is_multiple_of(BLOCK_WORDS), "a block would be written twice");
-            if let Err(e) = self.create_segment(self.log.geometry.segment_of(from)) {
-                self.flush_failed(e);
-                break;
-            }
             self.chunks.push_back(Chunk { from, to, parts_left: 2, failed: None });
-            self.submit_chunk(from, to);
+            self.helper.ask(Job::Flush { from, to });
             self.submitted_until = to;
             moved = true;
         }
@@ -250,82 +264,37 @@ impl PageThread {
                 (c.from, c.to)
             })
             .collect();
-        again.into_iter().for_each(|(from, to)| self.submit_chunk(from, to));
+        again.into_iter().for_each(|(from, to)| self.helper.ask(Job::Flush { from, to }));
     }
 
-    fn submit_chunk(&self, from: u64, to: u64) {
-        let log = &self.log;
-        // SAFETY: `to <= safe_read_only`, and the frame is not reused before `flushed_until`
-        // passes the chunk, which happens after both writes have completed.
-        let slice = unsafe { log.frames.flush_slice(from, to) };
-        let data = Bytes::new(slice);
-        let crcs: Vec<u8> =
-            data.chunks(ALIGNMENT).flat_map(|block| block_crc(block).to_le_bytes()).collect();
-        let segment = log.geometry.segment_of(from);
-        let offset = log.geometry.offset_in_segment(from);
-        let write_bytes = (data.len() + crcs.len()) as u64;
-        log.counters.write_bytes.fetch_add(write_bytes, Ordering::Relaxed);
-        log.device.submit(Request::Write {
-            file: FileId::Segment(segment),
-            offset,
-            bytes: data,
-            done: self.report(from),
-        });
-        log.device.submit(Request::Write {
-            file: FileId::Side(segment),
-            offset: offset / ALIGNMENT as u64 * 4,
-            bytes: Bytes::new(crcs),
-            done: self.report(from),
-        });
-    }
-
-    fn report(&self, from: u64) -> Box<dyn FnOnce(io::Result<()>) + Send> {
-        let (log, work) = (Arc::clone(&self.log), Arc::clone(&self.work));
-        Box::new(move |result| {
-            let outcome = Outcome { from, result };
-            work.outcomes.locked().push(outcome);
-            log.wake();
-        })
-    }
-
-    /// Files have their full size from creation, where the disk has the room.
-    fn create_segment(&mut self, segment: u64) -> io::Result<()> {
-        if self.created.contains_key(&segment) {
-            return Ok(());
-        }
-        let device = &self.log.device;
-        let size = self.log.geometry.segment_words * 8;
-        let create = |file, size| match device.create(file, size) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                device.create(file, 0).map(|()| false)
+    fn take_outcomes(&mut self) -> bool {
+        let outcomes = std::mem::take(&mut *self.work.outcomes.locked());
+        let any = !outcomes.is_empty();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Written { from, result } => self.part_written(from, result),
+                Outcome::Mapped { at, result } => {
+                    self.window.mapped(&self.log, &self.helper, at, result);
+                }
+                Outcome::Released => self.window.released(),
             }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false), // an earlier try
-            Err(e) => Err(e),
-        };
-        let whole = create(FileId::Segment(segment), size)?;
-        // A side file is small and read in whole blocks: it has its full size or waits for space.
-        match device.create(FileId::Side(segment), side_size(&self.log.geometry)) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
         }
-        self.created.insert(segment, whole);
-        Ok(())
+        any
+    }
+
+    fn part_written(&mut self, from: u64, result: io::Result<()>) {
+        let chunk = self
+            .chunks
+            .iter_mut()
+            .find(|c| c.from == from)
+            .expect("a chunk stays until both of its writes have reported");
+        chunk.parts_left -= 1;
+        if let Err(e) = result {
+            chunk.failed = Some(e);
+        }
     }
 
     fn settle_flushes(&mut self) -> bool {
-        let outcomes = std::mem::take(&mut *self.work.outcomes.locked());
-        for Outcome { from, result } in outcomes {
-            let chunk = self
-                .chunks
-                .iter_mut()
-                .find(|c| c.from == from)
-                .expect("a chunk stays until both of its writes have reported");
-            chunk.parts_left -= 1;
-            if let Err(e) = result {
-                chunk.failed = Some(e);
-            }
-        }
         let mut moved = false;
         while let Some(chunk) = self.chunks.front() {
             if chunk.parts_left > 0 {
@@ -378,7 +347,8 @@ impl PageThread {
         let Ok(free) = log.device.free_space() else { return };
         let g = &log.geometry;
         let unflushed = (log.tail.load() - log.boundaries.flushed_until()) * 8;
-        let allocated = match self.created.get(&g.segment_of(self.submitted_until)) {
+        let segment = g.segment_of(self.submitted_until);
+        let allocated = match self.work.created.locked().get(&segment) {
             Some(true) => g.segment_words * 8 - g.offset_in_segment(self.submitted_until),
             _ => 0,
         };

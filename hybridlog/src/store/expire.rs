@@ -88,7 +88,8 @@ impl ExpiryCycle {
     fn pages_in_memory(&mut self) {
         let log = Arc::clone(&self.inner.log);
         let g = log.geometry;
-        let mut page = g.page_start(log.boundaries.head());
+        // What earlier runs left is looked at as if it were on the device, whether mapped or not.
+        let mut page = g.page_start(log.boundaries.head()).max(log.start);
         while page < log.tail.load() {
             let now = self.inner.now_ms();
             if self.take_note(page, now) {
@@ -132,7 +133,9 @@ impl ExpiryCycle {
                         break;
                     }
                     let address = ferrite_index::Address::new(at);
-                    let record = log.record(pinned.pin, pinned.head, address);
+                    let record = log
+                        .record(pinned.pin, pinned.head, address)
+                        .expect("a page of this run is in memory from head on");
                     match record.step(end - at) {
                         Ok(crate::record::Step::Record(words)) => {
                             collect(&log, at, &record, now, &mut due);

@@ -73,8 +73,10 @@ impl<'p> Pinned<'p> {
     where
         'p: 'a,
     {
-        if address.raw() >= self.head {
-            return Some(self.inner.log.record(self.pin, self.head, address));
+        if address.raw() >= self.head
+            && let Some(record) = self.inner.log.record(self.pin, self.head, address)
+        {
+            return Some(record);
         }
         op.fetched(address).map(|fetched| fetched.record())
     }

@@ -37,8 +37,8 @@ use crate::checkpoint::recover::{self, Recovered, Recovery};
 use crate::checkpoint::{self, CheckpointReport, Checkpointer};
 use crate::config::Config;
 use crate::device::{self, Device};
-use crate::log::Log;
 use crate::log::page_thread::{PageThread, PageWork};
+use crate::log::{Log, Origin};
 use crate::record::HEADER_LIMIT;
 use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
@@ -93,8 +93,13 @@ pub struct Stats {
     pub io_fallback: Option<String>,
     /// Why reads go through the page cache, when they do.
     pub buffered_reads: Option<String>,
-    /// `mlock` or `anonymous`: the form of the read-only window.
+    /// The form of the read-only window: `mlock` (mapped segment files, locked in memory) or
+    /// `anonymous` (pages stay in their frames).
     pub readonly_window: &'static str,
+    /// Why it is `anonymous`.
+    pub readonly_window_reason: Option<String>,
+    /// Bytes of the window that are mapped files, or copies of pages of earlier runs.
+    pub mapped_bytes: u64,
     /// The log's lowest address.
     pub log_begin: u64,
     /// Below it, records are read from the device.
@@ -172,11 +177,10 @@ impl Store {
         let Recovered { manifest, secret, tables, limit, begin, start, mut report } = recovered;
         let cache = config.block_cache_size;
         let extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
-        let log = Log::new(geometry, begin, start, Arc::clone(&device), epoch, cache, extents)
-            .map_err(|source| OpenError::Io {
-                action: "map memory for",
-                path: config.directory.clone(),
-                source,
+        let origin = Origin { begin, start, extents };
+        let log =
+            Log::new(geometry, origin, Arc::clone(&device), epoch, cache).map_err(|source| {
+                OpenError::Io { action: "map memory for", path: config.directory.clone(), source }
             })?;
         log.expect_expiries(&manifest);
         log.ages.note(start, report.taken_at_ms);
@@ -341,7 +345,9 @@ impl Store {
             io_kind: log.device.io_kind(),
             io_fallback: inner.io_fallback.clone(),
             buffered_reads: log.device.direct_reads().err(),
-            readonly_window: "anonymous",
+            readonly_window: if log.unmapped.is_none() { "mlock" } else { "anonymous" },
+            readonly_window_reason: log.unmapped.clone(),
+            mapped_bytes: log.mapped_bytes(),
             log_begin: b.begin() * 8,
             log_head: b.head() * 8,
             log_flushed_until: b.flushed_until() * 8,
@@ -442,11 +448,11 @@ impl Log {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
-        .expect("the system has room for the store's two threads")
+        .expect("the system has room for the store's few threads")
 }
 
 impl Drop for Running {

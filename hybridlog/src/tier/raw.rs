@@ -6,7 +6,7 @@
 //! read again once, since a flush may have filled it meanwhile.
 
 use crate::config::Geometry;
-use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request};
+use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request, blocking};
 use crate::record::RecordRef;
 use crate::sync::AtomicU64;
 use crate::tier::block_cache::BlockCache;
@@ -178,6 +178,50 @@ impl RawSegments {
         rx.recv().unwrap_or_else(|_| Err("the device dropped a read".into()))
     }
 
+    /// Compares what lies from `first` on, in whole blocks of one segment that came from elsewhere
+    /// (a mapping), with its checksums. Waits; never call it while pinned.
+    pub fn verify_blocking(&self, first: u64, bytes: &[u8]) -> Result<(), ReadFailure> {
+        let Inner { device, geometry, .. } = &*self.0;
+        let segment = geometry.segment_of(first);
+        let (file, side) = (FileId::Segment(segment), FileId::Side(segment));
+        let number = geometry.offset_in_segment(first) / ALIGNMENT as u64;
+        let blocks = (bytes.len() / ALIGNMENT) as u64;
+        let first_side = number / CRCS_A_BLOCK;
+        let sides = (number + blocks).div_ceil(CRCS_A_BLOCK) - first_side;
+        let (at, length) = (first_side * ALIGNMENT as u64, sides * ALIGNMENT as u64);
+        let crcs = blocking::read_at(&**device, side, at, length)
+            .map_err(|e| self.damaged(side, at, &format!("cannot be read: {e}")))?;
+        let crcs = crcs[(number % CRCS_A_BLOCK) as usize * 4..].chunks_exact(4);
+        for ((block, crc), number) in bytes.chunks_exact(ALIGNMENT).zip(crcs).zip(number..) {
+            let expected = u32::from_le_bytes(crc.try_into().expect("four bytes"));
+            let found = block_crc(block);
+            if expected != found {
+                return Err(self.mismatch(file, number, expected, found));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same segments for a reader of its own: counters and cache start empty.
+    pub fn with_own_counters(&self) -> Self {
+        let Inner { device, geometry, extents, .. } = &*self.0;
+        Self::new(Arc::clone(device), *geometry, 0, extents.clone())
+    }
+
+    fn mismatch(&self, file: FileId, block: u64, expected: u32, found: u32) -> ReadFailure {
+        let what = format!("fails its checksum (expected {expected:08x}, found {found:08x})");
+        self.damaged(file, block * ALIGNMENT as u64, &what)
+    }
+
+    /// Says so in the log too.
+    fn damaged(&self, file: FileId, offset: u64, what: &str) -> ReadFailure {
+        let path = self.0.device.path(file);
+        let message =
+            format!("{} at offset {offset} {what}; restore the file from a backup", path.display());
+        tracing::error!("{message}");
+        message
+    }
+
     /// Fetches one record, waiting for it. Never call it while pinned.
     pub fn fetch_blocking(&self, address: Address) -> Result<Fetched, ReadFailure> {
         let (tx, rx) = mpsc::sync_channel(1);
@@ -281,17 +325,14 @@ impl Verified {
                 return self.start();
             }
             let file = FileId::Segment(self.segment());
-            let what = format!("fails its checksum (expected {expected:08x}, found {found:08x})");
-            return self.fail(file, number * ALIGNMENT as u64, &what);
+            let failure = self.this.mismatch(file, number, expected, found);
+            return (self.done)(Err(failure));
         }
         (self.done)(Ok(buffer));
     }
 
     fn fail(self, file: FileId, offset: u64, what: &str) {
-        let path = self.this.0.device.path(file);
-        let message =
-            format!("{} at offset {offset} {what}; restore the file from a backup", path.display());
-        tracing::error!("{message}");
-        (self.done)(Err(message));
+        let failure = self.this.damaged(file, offset, what);
+        (self.done)(Err(failure));
     }
 }
