@@ -182,7 +182,7 @@ fn two_reservations(room: u64) {
 fn what_is_flushed_does_not_change_any_more() {
     check(3, || {
         let epoch = Arc::new(Epoch::new(1));
-        let boundaries = Arc::new(Boundaries::new(8, 8));
+        let boundaries = Arc::new(Boundaries::new(8, 8, 8));
         let value = Arc::new(Cell::new(1));
         let writer = epoch.register("writer").unwrap();
         let writing = thread::spawn({

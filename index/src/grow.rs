@@ -34,8 +34,7 @@ impl HashIndex {
     /// where another thread is splitting, or the bucket is latched, a later call does the work.
     pub fn grow(&self, pin: &Pin<'_>) -> bool {
         self.check_pin(pin);
-        let count = self.bucket_count();
-        if self.entries() <= count * LOAD || count >= self.largest {
+        if !self.wants_to_grow() {
             return false;
         }
         let turn = self.turn.try_lock();
@@ -54,6 +53,13 @@ impl HashIndex {
         let split = self.split(&latch, count);
         self.note_size();
         split
+    }
+
+    /// Whether the table is over its load and not at its largest: then it grows with the next call,
+    /// unless a hold or the limit keeps it from that.
+    pub fn wants_to_grow(&self) -> bool {
+        let count = self.bucket_count();
+        self.entries() > count * LOAD && count < self.largest
     }
 
     /// Forbids growth until the returned value is dropped; a split that is going on is waited for.

@@ -16,6 +16,7 @@ use crate::store::Inner;
 use crate::tier::raw::block_crc;
 use ferrite_index::{Address, KeyHash, read_image};
 use std::io;
+use std::time::Instant;
 
 const MAGIC: &[u8; 8] = b"FERRIDX1";
 const END: u32 = u32::MAX;
@@ -24,7 +25,8 @@ const BUCKETS_A_PIN: u64 = 256;
 /// Raw bytes of a section.
 const SECTION: usize = 1 << 18;
 
-/// Writes and syncs image `number`; returns its length in bytes.
+/// Writes and syncs image `number`; returns its length in bytes. Paced, since work goes on: after
+/// each section it rests for as long as that took, unless the index waits for it to grow.
 pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
     let device = &*inner.log.device;
     let file = FileId::Index(number);
@@ -48,12 +50,16 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
         let mut raw = Vec::new();
         let mut bucket = 0;
         while bucket < slot.index.bucket_count() {
+            let since = Instant::now();
             let pin = participant.pin();
             bucket = slot.index.image_chunk(&pin, &hold, bucket, BUCKETS_A_PIN, &mut raw);
             drop(pin);
             if raw.len() >= SECTION {
                 out.section(u32::from(slot.number), &raw)?;
                 raw.clear();
+                if !slot.index.wants_to_grow() {
+                    std::thread::sleep(since.elapsed());
+                }
             }
         }
         if !raw.is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! 1. An image of the index, while work goes on: `fuzzy_start` is the tail before it began, and
 //!    one grace period after. Skipped while the log has grown little since the last one.
+//!    Then the log becomes read-only and is flushed step by step, up to the tail's page.
 //! 2. The cut, at a safepoint: the tail is padded to a block and everything below becomes
 //!    read-only; begin, map, floors, counts and clock are copied.
 //! 3. The log is flushed to the cut; files and directories are synced.
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant};
 pub(crate) const BLOCK_WORDS: u64 = (ALIGNMENT / 8) as u64;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
+/// Steps in which the mutable region becomes read-only before a cut.
+const CUT_STEPS: u64 = 16;
 /// A new image is written once the log has grown by this share of the index's bytes.
 const IMAGE_SHARE: u64 = 4;
 
@@ -71,6 +74,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     refuse_when_broken(inner)?;
     let number = reserve_number(inner, &mut state)?;
     let (image, image_bytes) = image_for(inner, &state, number)?;
+    flush_ahead(inner)?;
     let cut = cut(inner)?;
     if !mutant!("cut_without_flush") {
         flush_to(inner, cut.address)?;
@@ -139,6 +143,24 @@ fn image_for(
         failed("writing the index image", e)
     })?;
     Ok((ImageRef { number, fuzzy_start, length }, length))
+}
+
+/// Makes most of the log read-only before the cut does it with all of it, in steps that the disk
+/// keeps up with: else every key that is written in place would be copied to the tail at once, while
+/// all of the mutable region waits to be flushed.
+fn flush_ahead(inner: &Inner) -> Result<(), CheckpointError> {
+    let log = &inner.log;
+    let geometry = &log.geometry;
+    let step = (geometry.mutable_pages / CUT_STEPS).max(1) * geometry.page_words;
+    // What is written meanwhile is the cut's.
+    let end = geometry.page_start(log.tail.load());
+    let mut to = geometry.page_start(log.boundaries.read_only());
+    while to < end {
+        to = (to + step).min(end);
+        log.boundaries.announce_read_only(to);
+        flush_to(inner, to)?;
+    }
+    Ok(())
 }
 
 /// The safepoint.
