@@ -49,8 +49,8 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
         let hold = slot.index.hold_growth();
         let mut raw = Vec::new();
         let mut bucket = 0;
+        let mut since = Instant::now();
         while bucket < slot.index.bucket_count() {
-            let since = Instant::now();
             let pin = participant.pin();
             bucket = slot.index.image_chunk(&pin, &hold, bucket, BUCKETS_A_PIN, &mut raw);
             drop(pin);
@@ -60,6 +60,7 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
                 if !slot.index.wants_to_grow() {
                     std::thread::sleep(since.elapsed());
                 }
+                since = Instant::now();
             }
         }
         if !raw.is_empty() {
