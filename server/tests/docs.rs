@@ -42,6 +42,23 @@ const DIFFERENCES: &[Difference] = &[
         test: "a_key_over_its_limit_is_refused",
     },
     Difference {
+        commands: &["CLIENT"],
+        what: "No CACHING, GETREDIR, PAUSE, TRACKING, TRACKINGINFO, UNBLOCK and UNPAUSE. NO-TOUCH and \
+               SETINFO are there, which Redis has from 7.2 on; `lib-name` and `lib-ver` stand behind all \
+               other fields in LIST and INFO. Sizes of buffers are those after the client's last turn; a \
+               client that has nothing under way holds none.",
+        why: "Key tracking and blocking commands do not exist yet; common clients send SETINFO whatever \
+              the version; buffers are lent to those who need them.",
+        test: "client_list_has_the_fields_of_redis_and_the_library_behind_them",
+    },
+    Difference {
+        commands: &["CONFIG"],
+        what: "Names of Redis for what Ferrite does not have (`slowlog-*`, `*-listpack-*`) are unknown: GET \
+               finds nothing, SET is refused.",
+        why: "A setting without an effect would promise one.",
+        test: "names_of_what_is_not_there_are_unknown",
+    },
+    Difference {
         commands: &["CONFIG"],
         what: "The settings are Ferrite's (`section.key`); those of Redis's names that mean the same \
                are known too. `bind`, `port`, `dir` and others answer `can't set immutable config`.",

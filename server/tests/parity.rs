@@ -213,6 +213,36 @@ fn a_key_is_there_through_the_millisecond_at_which_it_expires() {
     }
 }
 
+/// CLIENT LIST's and INFO's lines, and what stays the same in them.
+#[test]
+fn client_list_has_the_fields_of_redis_and_the_library_behind_them() {
+    let Some(mut pair) = Pair::start() else { return };
+    for line in ["HELLO 2", "CLIENT SETNAME me", "CLIENT NO-EVICT ON", "SELECT 3", "HELLO 3"] {
+        pair.redis.line(line);
+        pair.ferrite.line(line);
+        for question in ["CLIENT LIST", "CLIENT INFO"] {
+            let fields = |wire: &mut Replies| -> Vec<(String, String)> {
+                let text = Tree::of(&wire.line(question)).bytes().to_vec();
+                let text = String::from_utf8(text).expect("text");
+                let fields = text.trim_end().trim_start_matches("txt:").split(' ');
+                let fields = fields.map(|field| field.split_once('=').expect("a field"));
+                fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+            };
+            let (expected, mut found) = (fields(&mut pair.redis), fields(&mut pair.ferrite));
+            let library: Vec<_> = found.drain(expected.len()..).map(|(name, _)| name).collect();
+            assert_eq!(library, ["lib-name", "lib-ver"]);
+            for ((name, redis), (ours, ferrite)) in expected.into_iter().zip(found) {
+                assert_eq!(name, ours);
+                let same = "name flags db sub psub ssub multi multi-mem obl oll omem events cmd user \
+                            redir resp";
+                if same.split_whitespace().any(|same| same == name) {
+                    assert_eq!(redis, ferrite, "{question} {name}");
+                }
+            }
+        }
+    }
+}
+
 /// SplitMix64: small, and the same numbers from the same seed everywhere.
 struct Random(u64);
 

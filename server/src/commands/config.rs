@@ -198,6 +198,26 @@ mod tests {
     }
 
     #[test]
+    fn names_of_what_is_not_there_are_unknown() {
+        let mut bench = Bench::new();
+        for name in [
+            "slowlog-log-slower-than",
+            "slowlog-max-len",
+            "hash-max-listpack-entries",
+            "zset-max-listpack-value",
+            "list-max-listpack-size",
+            "set-max-intset-entries",
+            "latency-monitor-threshold",
+            "replicaof",
+        ] {
+            assert_eq!(bench.text(&format!("config get {name}")), "*0\r\n", "{name}");
+            let refused =
+                format!("-ERR Unknown option or number of arguments for CONFIG SET - '{name}'\r\n");
+            assert_eq!(bench.text(&format!("config set {name} 1")), refused);
+        }
+    }
+
+    #[test]
     fn resetstat_lets_info_count_from_zero() {
         let mut bench = Bench::new();
         bench.context.workers[0].commands.add(5);
