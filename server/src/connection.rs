@@ -11,7 +11,10 @@
 //!   and the reads of their keys begun, so that a pipeline's cold reads are in flight together.
 //! * While more than [`Limits::output_pause`](crate::limits::Limits::output_pause) bytes of replies
 //!   are unsent, no command runs; while a command waits, nothing is read. So what a client can make
-//!   the server hold is bounded by one command, one reply and the two limits.
+//!   the server hold is bounded by one command, one reply and the two limits. What all clients
+//!   together can make it hold is bounded too
+//!   ([`Limits::output_all`](crate::limits::Limits::output_all),
+//!   [`Limits::looked_ahead_all`](crate::limits::Limits::looked_ahead_all)).
 //! * No socket is touched and nothing waits here: a worker asks [`Connection::run`] what is next.
 
 use crate::client::{Client, ReplyMode};
@@ -20,7 +23,7 @@ use crate::commands::{self, Call, Entry, Flags, OutsideCall, Ran, Run, table};
 use crate::context::unix_ms;
 use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 use crate::resp::{Bounds, Decoded, Decoder, Range, Reply};
 use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
@@ -84,8 +87,19 @@ pub struct Connection {
     op_token: Token,
     progress: Option<Box<dyn Any>>,
     tokens: u32,
-    /// Bytes of both buffers, as last added to the worker's counters.
-    accounted: (usize, usize),
+    /// What the worker's counters have of this connection.
+    accounted: Held,
+}
+
+/// What a connection holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Held {
+    /// Bytes of the query buffer.
+    input: usize,
+    /// Bytes of the output buffer.
+    output: usize,
+    /// Commands in the queue.
+    queued: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,7 +152,7 @@ impl Connection {
             op_token: token(slot, 0),
             progress: None,
             tokens: 0,
-            accounted: (0, 0),
+            accounted: Held::default(),
         }
     }
     /// Where received bytes go. `spare` is the worker's buffer, lent to connections that hold
@@ -189,7 +203,9 @@ impl Connection {
         } else if self.input.capacity() >= Input::SIZE && self.input.len() < Input::SIZE / 4 {
             let mut large = Input::default();
             self.input.shrink(&mut large);
-            spare.input = large;
+            if large.capacity() == Input::SIZE {
+                spare.input = large;
+            }
         }
         if self.output.is_empty() && self.output.capacity() > 0 {
             let own = std::mem::take(&mut self.output);
@@ -197,24 +213,30 @@ impl Connection {
                 spare.output = own;
             }
         }
-        let held = (self.input.capacity(), self.output.capacity());
-        if held != self.accounted {
-            let counters = host.counters();
-            counters.query_buffer_bytes.add((held.0 as u64).wrapping_sub(self.accounted.0 as u64));
-            counters.output_buffer_bytes.add((held.1 as u64).wrapping_sub(self.accounted.1 as u64));
-            self.accounted = held;
-        }
+        let held = Held {
+            input: self.input.capacity(),
+            output: self.output.capacity(),
+            queued: self.queue.len(),
+        };
+        self.account(held, host);
         let shared = &self.client.shared;
         shared.query_bytes.store(self.input.len() as u64, Relaxed);
-        shared.query_free_bytes.store((held.0 - self.input.len()) as u64, Relaxed);
+        shared.query_free_bytes.store((held.input - self.input.len()) as u64, Relaxed);
         shared.output_bytes.store(self.unsent().len() as u64, Relaxed);
     }
     /// Forgets what it holds; its memory counts no more.
     pub fn forget(&mut self, host: &Host) {
-        let counters = host.counters();
-        counters.query_buffer_bytes.add(0u64.wrapping_sub(self.accounted.0 as u64));
-        counters.output_buffer_bytes.add(0u64.wrapping_sub(self.accounted.1 as u64));
-        self.accounted = (0, 0);
+        self.account(Held::default(), host);
+    }
+    fn account(&mut self, held: Held, host: &Host) {
+        if held != self.accounted {
+            let (counters, before) = (host.counters(), self.accounted);
+            let change = |to: usize, from: usize| (to as u64).wrapping_sub(from as u64);
+            counters.query_buffer_bytes.add(change(held.input, before.input));
+            counters.output_buffer_bytes.add(change(held.output, before.output));
+            counters.looked_ahead.add(change(held.queued, before.queued));
+            self.accounted = held;
+        }
     }
     /// `token`'s operation can go on. True if the connection waited for it.
     pub fn resume(&mut self, token: Token) -> bool {
@@ -558,7 +580,7 @@ impl Connection {
         }
         let head = self.queue.front().expect("pushed above");
         self.waiting = Waiting::ForOperation(head.token);
-        if self.queue.len() <= LOOK_AHEAD / 2 {
+        if self.queue.len() <= limits.look_ahead / 2 {
             self.look_ahead(inside, limits);
         }
     }
@@ -586,7 +608,7 @@ impl Connection {
     /// Queues the commands that are here and begins the reads of their keys. Stops at a command
     /// that may change what the next ones mean.
     fn look_ahead(&mut self, inside: &mut Inside<'_>, limits: &Round) {
-        while self.queue.len() < LOOK_AHEAD {
+        while self.queue.len() < limits.look_ahead {
             match self.decoder.next(self.input.from(self.frame), &limits.bounds) {
                 Decoded::Command => {}
                 Decoded::Oversized => {
@@ -636,14 +658,20 @@ struct Round {
     halted: bool,
     bounds: Bounds,
     output_pause: usize,
+    /// Commands that the queue may hold.
+    look_ahead: usize,
     output_max: u64,
     query_buffer_max: u64,
 }
 
 impl Round {
     fn new(host: &Host, blocked: bool) -> Self {
-        let limits = &host.context.limits;
+        let (limits, counters) = (&host.context.limits, host.counters());
+        let share = |limit: &Limit| limit.get() / host.context.workers.len() as u64;
+        let crowded = counters.output_buffer_bytes.get() > share(&limits.output_all);
         let pause = limits.output_pause.get() as usize;
+        let others = counters.looked_ahead.get();
+        let look_ahead = share(&limits.looked_ahead_all).saturating_sub(others) as usize;
         Self {
             halted: host.context.lifecycle.is_halted(),
             bounds: Bounds {
@@ -654,7 +682,8 @@ impl Round {
                     entry.is_some_and(|entry| entry.spec.flags.has(Flags::DENY_OOM))
                 },
             },
-            output_pause: if blocked { pause } else { pause.min(SEND_AT) },
+            output_pause: if blocked && !crowded { pause } else { pause.min(SEND_AT) },
+            look_ahead: look_ahead.min(LOOK_AHEAD),
             output_max: limits.output_max.get(),
             query_buffer_max: limits.query_buffer_max.get().min(QUERY_BUFFER_MAX),
         }

@@ -60,6 +60,8 @@ pub struct WorkerCounters {
     pub query_buffer_bytes: Counter,
     /// Bytes now held by output buffers.
     pub output_buffer_bytes: Counter,
+    /// Commands that wait for others and have been looked at, as of each connection's last turn.
+    pub looked_ahead: Counter,
     /// The last [`Message::Report`](crate::worker::Message::Report).
     pub heard: Counter,
     /// The last one at which all that this worker had read was answered.
@@ -100,6 +102,7 @@ impl WorkerCounters {
             output_limit_closed: Counter::default(),
             query_buffer_bytes: Counter::default(),
             output_buffer_bytes: Counter::default(),
+            looked_ahead: Counter::default(),
             heard: Counter::default(),
             quiet: Counter::default(),
             by_command: table().entries().iter().map(|_| CommandCounters::default()).collect(),

@@ -38,6 +38,12 @@ pub struct Limits {
     pub query_buffer_max: Limit,
     /// Bytes of one client's unsent replies from which on no more of its commands are run.
     pub output_pause: Limit,
+    /// Bytes of all clients' unsent replies from which on none may exceed what is sent at once; each
+    /// worker has its share.
+    pub output_all: Limit,
+    /// Commands of all clients that wait for others and have been looked at, so that their reads
+    /// are under way; each worker has its share.
+    pub looked_ahead_all: Limit,
     /// Bytes of one client's unsent replies over which it is closed; 0 is none
     /// (`client-output-buffer-limit normal`).
     pub output_max: Limit,
@@ -61,6 +67,8 @@ impl Default for Limits {
             bulk_max: Limit::new(512 << 20),
             query_buffer_max: Limit::new(1 << 30),
             output_pause: Limit::new(64 << 20),
+            output_all: Limit::new(256 << 20),
+            looked_ahead_all: Limit::new(4096),
             output_max: Limit::new(0),
             output_stall_s: Limit::new(300),
         }

@@ -15,8 +15,11 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
+        Self::with(|config| config)
+    }
+    fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(Config::new(directory.path())).unwrap();
+        let store = Store::open(change(Config::new(directory.path()))).unwrap();
         let context = Arc::new(Context::new(store, 16, 1));
         let mut worker = Worker::new(context.clone(), 0, Arc::new(Mailbox::new(|| {})));
         let origin = Origin {
@@ -195,4 +198,49 @@ fn no_command_runs_while_the_server_is_halted() {
     assert_eq!(wire.worker.connection(wire.slot).unsent(), b"");
     wire.context.lifecycle.halt(false);
     assert_eq!(String::from_utf8(wire.settle().1).unwrap(), ":1\r\n:2\r\n");
+}
+
+#[test]
+fn clients_share_what_is_looked_ahead_at() {
+    let ring = |config| Config {
+        page_size: 4096,
+        segment_size: 1 << 16,
+        mutable_size: 8192,
+        readonly_size: 8192,
+        ..config
+    };
+    let mut wire = Wire::with(ring);
+    let (mut gets, mut expected) = (String::new(), String::new());
+    for i in 0..60 {
+        let value = format!("{i:0>500}");
+        assert_eq!(wire.text(format!("SET k{i} {value}\r\n").as_bytes()), "+OK\r\n");
+        gets += &format!("GET k{i}\r\n");
+        expected += &format!("$500\r\n{value}\r\n");
+    }
+    for (limit, most) in [(1000, 60), (5, 5), (0, 1)] {
+        wire.context.limits.looked_ahead_all.set(limit);
+        wire.put(gets.as_bytes());
+        assert_eq!(wire.worker.advance(wire.slot, false), Next::Wait, "the first is cold");
+        wire.worker.pause(wire.slot);
+        assert_eq!(wire.context.workers[0].looked_ahead.get(), most);
+        assert_eq!(String::from_utf8(wire.settle().1).unwrap(), expected);
+        assert_eq!(wire.context.workers[0].looked_ahead.get(), 0);
+    }
+}
+
+#[test]
+fn no_client_holds_much_output_once_all_together_hold_too_much() {
+    let mut wire = Wire::new();
+    wire.text(format!("SET a {}\r\n", "v".repeat(10_000)).as_bytes());
+    wire.put("GET a\r\n".repeat(100).as_bytes());
+    wire.context.limits.output_all.set(0);
+    assert_eq!(wire.worker.advance(wire.slot, false), Next::Flush);
+    wire.worker.pause(wire.slot);
+    let first = wire.worker.connection(wire.slot).unsent().len();
+    assert_eq!(wire.worker.advance(wire.slot, true), Next::Flush);
+    let unsent = wire.worker.connection(wire.slot).unsent().len();
+    assert!(unsent == first && unsent < SEND_AT + 20_000, "{unsent} bytes wait");
+    wire.context.limits.output_all.set(u64::MAX);
+    assert_eq!(wire.worker.advance(wire.slot, true), Next::Read);
+    assert!(wire.worker.connection(wire.slot).unsent().len() > 1_000_000);
 }
