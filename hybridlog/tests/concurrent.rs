@@ -8,9 +8,12 @@ mod support;
 
 use ferrite_hybridlog::device::Device;
 use ferrite_hybridlog::device::fault::{Completion, FaultDevice};
-use ferrite_hybridlog::{BlockingSession, Change, Config, Database, OperationError, Store};
+use ferrite_hybridlog::{
+    BlockingSession, Change, Config, Database, Inside, Operation, OperationError, Stop, Store,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use support::{keys_on, layout, tiny};
 
 const DB: Database = Database(0);
@@ -376,4 +379,64 @@ fn expiring_keys_are_counted_exactly_whoever_removes_them() {
         }
     }
     assert_eq!(store.key_count(DB), counts);
+}
+
+/// A command of several keys meets a writer that holds one of their latches whenever it looks, and
+/// runs alone at its ninth try at the latest.
+fn gets_its_turn(mut command: impl FnMut(&mut Inside<'_>, &mut Operation) -> Result<(), Stop>) {
+    let device = FaultDevice::new();
+    let store = support::open(&tiny(), &device);
+    let (holds, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    support::threads(|scope| {
+        let (store, holds, over) = (&store, &holds, &over);
+        scope.spawn(move || {
+            let mut s = store.blocking_session();
+            while !over.load(Ordering::SeqCst) {
+                let held = s.run(|inside, op| {
+                    inside.update_many(op, &[(DB, b"one"), (DB, b"two")], |many| {
+                        many.put_owned(1, b"held".to_vec(), None, 0);
+                        holds.store(true, Ordering::SeqCst);
+                        // Until the command has looked. One that closes the gate waits for us.
+                        let since = Instant::now();
+                        while holds.load(Ordering::SeqCst)
+                            && !over.load(Ordering::SeqCst)
+                            && since.elapsed() < Duration::from_secs(1)
+                        {
+                            std::thread::yield_now();
+                        }
+                    })
+                });
+                held.expect("writes");
+            }
+        });
+        let _over = StopAtEnd(over);
+        let mut session = store.session(|| {});
+        let mut op = Operation::new(1);
+        for tries in 1.. {
+            while !holds.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let outcome = command(&mut session.enter(), &mut op);
+            holds.store(false, Ordering::SeqCst);
+            match outcome {
+                Ok(()) => break,
+                Err(Stop::Pending) => assert!(tries <= 8, "it was sent away {tries} times"),
+                Err(Stop::Failed(e)) => panic!("{e}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reader_of_several_keys_gets_its_turn() {
+    gets_its_turn(|inside, op| inside.read_many(op, DB, &[b"two", b"three"], |_, _| {}));
+}
+
+#[test]
+fn a_writer_of_several_keys_gets_its_turn() {
+    gets_its_turn(|inside, op| {
+        inside.update_many(op, &[(DB, b"two"), (DB, b"three")], |many| {
+            many.put_owned(0, b"mine".to_vec(), None, 0);
+        })
+    });
 }

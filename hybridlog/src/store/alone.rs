@@ -1,11 +1,12 @@
-//! A command that needs more room than the ring can promise at once: it runs alone.
+//! A command that needs more room than the ring can promise at once, or that found some latch
+//! taken too often: it runs alone.
 //!
 //! The gate is closed, so that nobody else is inside and nobody sees the command half done. It may
 //! then wait, unpinned, for frames and for reads of records it has itself pushed out of memory:
 //! their supply depends on the page thread and the device only, on no latch and no gate.
 
-use super::find::{Lookup, View};
-use super::many::{Many, Place, Planned, decide, effects, first_places};
+use super::find::View;
+use super::many::{Many, Place, Plan, Planned};
 use super::operation::{Operation, ReadyQueue, Stop};
 use super::session::{Inside, take_tables};
 use super::tables::Database;
@@ -16,27 +17,21 @@ use crate::log::Log;
 use ferrite_index::Pin;
 use std::sync::Arc;
 
-/// What becomes of one key, independent of any record.
-type Decided<'v> = (usize, Planned<'v>);
+/// A command of several keys that has found some latch taken so often runs alone.
+pub(crate) const PATIENCE: u32 = 8;
 
 impl<'s> Inside<'s> {
-    pub(crate) fn update_many_alone<'v, R>(
+    /// Runs a command at a safepoint. `run` waits where it stands ([`Inside::until_done`]).
+    pub(crate) fn alone<R>(
         &mut self,
         op: &mut Operation,
-        keys: &[(Database, &[u8])],
-        f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
+        run: impl FnOnce(&mut Self, &mut Operation) -> Result<R, Blocked>,
     ) -> Result<R, Stop> {
         self.return_credit();
         self.pin = None;
         let closed = self.inner.gate.close(&self.inner.log.epoch);
         self.inner.log.room.revoke(&self.inner.log.tail);
-        let (_, tables) = self.inner.tables();
-        let secret = &self.inner.secret;
-        let places: Vec<Place<'_>> = keys
-            .iter()
-            .map(|(db, key)| Place { slot: tables.slot(*db), hash: secret.hash(key), key })
-            .collect();
-        let result = self.run_alone(op, &places, f);
+        let result = run(self, op);
         self.return_credit();
         self.pin = None;
         drop(closed);
@@ -44,6 +39,46 @@ impl<'s> Inside<'s> {
         result.map_err(|blocked| match blocked {
             Blocked::Failed(e) => Stop::Failed(e),
             _ => unreachable!("a command that runs alone waits where it stands"),
+        })
+    }
+
+    /// Takes a step, pinned, again and again until nothing blocks it, waiting unpinned in between.
+    pub(crate) fn until_done<R>(
+        &mut self,
+        op: &mut Operation,
+        mut step: impl FnMut(&mut Self, &Operation) -> Result<R, Blocked>,
+    ) -> Result<R, Blocked> {
+        loop {
+            self.pin_alone();
+            match step(self, op) {
+                Ok(r) => return Ok(r),
+                Err(blocked) => self.unblock(op, blocked)?,
+            }
+        }
+    }
+
+    pub(crate) fn update_many_alone<'v, R>(
+        &mut self,
+        op: &mut Operation,
+        keys: &[(Database, &[u8])],
+        f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
+    ) -> Result<R, Stop> {
+        self.alone(op, |inside, op| {
+            // The databases may have changed before the gate was closed.
+            let (_, tables) = inside.inner.tables();
+            let places = inside.places(&tables, keys);
+            let (answer, decided) =
+                inside.until_done(op, |inside, op| inside.decide_alone(op, &places, f))?;
+            for (i, planned) in &decided {
+                let done = inside
+                    .until_done(op, |inside, op| inside.apply_alone(op, &places[*i], planned));
+                if let Err(Blocked::Failed(e)) = done {
+                    // Some of its effects are there: only recovery can undo them.
+                    tracing::error!("a command failed half way: {e}; restart to recover");
+                    std::process::abort();
+                }
+            }
+            Ok(answer)
         })
     }
 
@@ -64,101 +99,36 @@ impl<'s> Inside<'s> {
         self.pin = Some(pin);
     }
 
-    fn run_alone<'v, R>(
-        &mut self,
-        op: &mut Operation,
-        places: &[Place<'_>],
-        f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
-    ) -> Result<R, Blocked> {
-        let (r, decided) = loop {
-            self.pin_alone();
-            match self.decide_alone(op, places, f) {
-                Err(blocked) => self.unblock(op, blocked)?,
-                Ok(decided) => break decided,
-            }
-        };
-        for (i, planned) in &decided {
-            loop {
-                self.pin_alone();
-                match self.apply_alone(op, &places[*i], planned) {
-                    Ok(()) => break,
-                    Err(blocked) => {
-                        if let Err(Blocked::Failed(e)) = self.unblock(op, blocked) {
-                            // Some of its effects are there: only recovery can undo them.
-                            tracing::error!("a command failed half way: {e}; restart to recover");
-                            std::process::abort();
-                        }
-                    }
-                }
-            }
-        }
-        Ok(r)
-    }
-
+    /// What becomes of the keys that change, so that it can be applied one by one.
     fn decide_alone<'v, R>(
         &self,
         op: &Operation,
         places: &[Place<'_>],
         f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
-    ) -> Result<(R, Vec<Decided<'v>>), Blocked> {
+    ) -> Result<(R, Vec<(usize, Planned<'v>)>), Blocked> {
         let pinned = self.view.pinned(&self.pin);
-        let mut lookups = Vec::with_capacity(places.len());
-        let mut missing = Vec::new();
-        for place in places {
-            let latch =
-                place.slot.index.latch(pinned.pin, place.hash).map_err(|_| Blocked::Busy)?;
-            match pinned.find(op, latch.address(place.hash, false), place.key) {
-                Ok(lookup) => lookups.push(lookup),
-                Err(address) => missing.push(address),
-            }
-        }
-        if !missing.is_empty() {
-            return Err(Blocked::Fetch(missing));
-        }
-        let same = first_places(places);
-        let (r, mut changes) = decide(&pinned, places, &lookups, &same, f);
-        let wanted: Vec<bool> =
-            effects(&pinned, &lookups, &changes, &same).iter().map(Option::is_some).collect();
-        let new =
-            lookups.iter().zip(&wanted).filter(|(l, wanted)| l.at.is_none() && **wanted).count();
+        let Plan { answer, lookups, same, mut changes, .. } = pinned.plan(op, places, f)?;
+        let effects = pinned.effects(places, &lookups, &changes, &same)?;
+        let new = effects.iter().filter(|(i, _)| lookups[*i].at.is_none()).count();
         for place in places {
             // Each new key may need an overflow bucket of its own.
             if !place.slot.index.has_room_for(new as u64) {
                 return Err(self.inner.index_full());
             }
         }
-        if wanted.iter().any(|w| *w)
-            && let Some(reason) = self.inner.log.health.refusal()
-        {
-            return Err(Blocked::Failed(OperationError::NotWritable(reason)));
-        }
-        let expired = |lookup: &Lookup<'_>| {
-            lookup.present().is_some_and(|l| pinned.is_due(l.record.expires_at_ms()))
+        pinned.count_expired(&lookups, &effects);
+        let simple = |effect| match effect {
+            Effect::Delete => Some(Change::Delete),
+            Effect::Expire(at) => Some(Change::Expire(at)),
+            Effect::Put { .. } => None,
         };
-        let mut decided = Vec::new();
-        for (i, wanted) in wanted.into_iter().enumerate() {
-            if !wanted {
-                continue;
-            }
-            let planned = match changes[i].take() {
-                // Wanted all the same: the key has expired.
-                None | Some(Planned::Given(Change::Keep | Change::PutScratch { .. })) => {
-                    Planned::Given(Change::Delete)
-                }
-                Some(Planned::Given(Change::Expire(_))) if expired(&lookups[i]) => {
-                    Planned::Given(Change::Delete)
-                }
-                Some(planned) => planned,
-            };
-            let length = match &planned {
-                Planned::Given(Change::Put { value, .. }) => value.len(),
-                Planned::Owned { value, .. } => value.len(),
-                Planned::Given(_) => 0,
-            };
-            self.inner.check_size(places[i].key, length)?;
-            decided.push((i, planned));
-        }
-        Ok((r, decided))
+        let effects: Vec<(usize, Option<Change<'v>>)> =
+            effects.into_iter().map(|(i, effect)| (i, simple(effect))).collect();
+        let decided = effects.into_iter().map(|(i, simple)| match simple {
+            Some(change) => (i, Planned::Given(change)),
+            None => (i, changes[i].take().expect("what is put was planned")),
+        });
+        Ok((answer, decided.collect()))
     }
 
     fn apply_alone(
@@ -173,16 +143,7 @@ impl<'s> Inside<'s> {
         let lookup = pinned
             .find(op, latch.address(place.hash, false), place.key)
             .map_err(|missing| Blocked::Fetch(vec![missing]))?;
-        let effect = match planned {
-            Planned::Given(Change::Put { value, expires_at_ms, encoding }) => {
-                Effect::Put { value, expires_at_ms: *expires_at_ms, encoding: *encoding }
-            }
-            Planned::Owned { value, expires_at_ms, encoding } => {
-                Effect::Put { value, expires_at_ms: *expires_at_ms, encoding: *encoding }
-            }
-            Planned::Given(Change::Expire(at)) => Effect::Expire(*at),
-            Planned::Given(_) => Effect::Delete,
-        };
+        let Some(effect) = planned.effect() else { return Ok(()) };
         let (hash, key) = (place.hash, place.key);
         let mut target = Target { slot: place.slot, latch: &mut latch, hash, key, lookup };
         target.reserve(&pinned)?;

@@ -5,7 +5,8 @@
 //! is in hand before the first effect. A command that needs more room than a quarter of the ring,
 //! or that found some latch taken eight times, runs alone, at a safepoint ([`super::alone`]).
 
-use super::find::{Lookup, Pinned};
+use super::alone::PATIENCE;
+use super::find::{Located, Lookup, Pinned};
 use super::operation::{Operation, Stop};
 use super::session::Inside;
 use super::tables::{Database, Slot, Tables};
@@ -13,13 +14,11 @@ use super::value::{Change, Value};
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::Loaded;
+use crate::sync::mutant;
 use ferrite_index::{Address, KeyHash, Latch};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-/// After so many tries in which some latch was taken, a command runs alone.
-const PATIENCE: u32 = 8;
 
 /// The keys of [`Inside::update_many`]: what they hold, and what becomes of them.
 pub struct Many<'a, 'v> {
@@ -29,9 +28,27 @@ pub struct Many<'a, 'v> {
     changes: Vec<Option<Planned<'v>>>,
 }
 
+/// What becomes of a key, independent of any record.
 pub(crate) enum Planned<'v> {
     Given(Change<'v>),
     Owned { value: Vec<u8>, expires_at_ms: Option<u64>, encoding: u8 },
+}
+
+impl Planned<'_> {
+    /// The same for a key that is there and has not expired; `None` leaves it as it is.
+    pub fn effect(&self) -> Option<Effect<'_>> {
+        Some(match self {
+            Self::Given(Change::Keep | Change::PutScratch { .. }) => return None,
+            Self::Given(Change::Delete) => Effect::Delete,
+            Self::Given(Change::Expire(at)) => Effect::Expire(*at),
+            Self::Given(Change::Put { value, expires_at_ms, encoding }) => {
+                Effect::Put { value, expires_at_ms: *expires_at_ms, encoding: *encoding }
+            }
+            Self::Owned { value, expires_at_ms, encoding } => {
+                Effect::Put { value, expires_at_ms: *expires_at_ms, encoding: *encoding }
+            }
+        })
+    }
 }
 
 impl<'v> Many<'_, 'v> {
@@ -88,7 +105,7 @@ impl Inside<'_> {
             Err(Blocked::Room(words)) if words > self.view.inner.log.geometry.ring_words() / 4 => {
                 self.update_many_alone(op, keys, &mut f)
             }
-            Err(Blocked::Busy) if op.tries() >= PATIENCE => {
+            Err(Blocked::Busy) if op.tries() >= PATIENCE && !mutant!("writer_never_alone") => {
                 self.update_many_alone(op, keys, &mut f)
             }
             Err(blocked) => self.wait(op, blocked),
@@ -113,24 +130,13 @@ impl Inside<'_> {
         f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
     ) -> Result<R, Blocked> {
         let pinned = self.view.pinned(&self.pin);
-        let mut latches = Latches::take(&pinned, places)?;
-        let lookups = latches.find_all(&pinned, op, places)?;
-        let same = first_places(places);
-        let (r, changes) = decide(&pinned, places, &lookups, &same, f);
-        let effects = effects(&pinned, &lookups, &changes, &same);
-        let changed: Vec<usize> = (0..places.len()).filter(|i| effects[*i].is_some()).collect();
-        if changed.is_empty() {
-            return Ok(r);
-        }
-        if let Some(reason) = pinned.inner.log.health.refusal() {
-            return Err(Blocked::Failed(OperationError::NotWritable(reason)));
+        let Plan { answer, mut latches, lookups, same, changes } = pinned.plan(op, places, f)?;
+        let effects = pinned.effects(places, &lookups, &changes, &same)?;
+        if effects.is_empty() {
+            return Ok(answer);
         }
         let mut room = 0;
-        for &i in &changed {
-            let effect = effects[i].expect("only changed ones are listed");
-            if let Effect::Put { value, .. } = effect {
-                pinned.inner.check_size(places[i].key, value.len())?;
-            }
+        for &(i, effect) in &effects {
             let old = lookups[i].load(&mut self.scratch.value).map_or(0, |l| l.bytes.len());
             room += pinned.room_for(places[i].key, effect, old);
         }
@@ -138,15 +144,15 @@ impl Inside<'_> {
         if self.credit < room {
             return Err(Blocked::Room(room));
         }
-        for &i in &changed {
+        for &(i, _) in &effects {
             let reserved = latches.of(i).reserve(places[i].hash, false);
             reserved.map_err(|_| pinned.inner.index_full())?;
         }
-        if changed.len() > 1 {
-            changed.iter().for_each(|&i| latches.of(i).mark_multi());
+        pinned.count_expired(&lookups, &effects);
+        if effects.len() > 1 {
+            effects.iter().for_each(|&(i, _)| latches.of(i).mark_multi());
         }
-        for &i in &changed {
-            let effect = effects[i].expect("only changed ones are listed");
+        for &(i, effect) in &effects {
             let place = &places[i];
             let (slot, hash, key, lookup) = (&**place.slot, place.hash, place.key, lookups[i]);
             let mut target = Target { slot, latch: latches.of(i), hash, key, lookup };
@@ -155,15 +161,99 @@ impl Inside<'_> {
             assert!(done.is_ok(), "room and entries were taken before the first effect");
         }
         drop(latches);
-        for &i in &changed {
+        for &(i, _) in &effects {
             places[i].slot.index.grow(pinned.pin);
         }
-        Ok(r)
+        Ok(answer)
+    }
+}
+
+/// What a command of several keys found, under the latches that it holds, and means to do.
+pub(crate) struct Plan<'p, 'v, R> {
+    pub answer: R,
+    pub latches: Latches<'p>,
+    pub lookups: Vec<Lookup<'p>>,
+    /// For each place the first one with the same key.
+    pub same: Vec<usize>,
+    /// What becomes of each key, at its first place.
+    pub changes: Vec<Option<Planned<'v>>>,
+}
+
+impl<'p> Pinned<'p> {
+    /// Latches and finds all keys, shows the closure what is there and takes its plan.
+    pub fn plan<'v, R>(
+        &self,
+        op: &'p Operation,
+        places: &[Place<'p>],
+        f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
+    ) -> Result<Plan<'p, 'v, R>, Blocked> {
+        let mut latches = Latches::take(self, places)?;
+        let lookups = latches.find_all(self, op, places)?;
+        let same = first_places(places);
+        let mut copies = vec![Vec::new(); places.len()];
+        let loaded: Vec<Option<Loaded<'_>>> =
+            lookups.iter().zip(&mut copies).map(|(lookup, copy)| lookup.load(copy)).collect();
+        let values: Vec<Option<Value<'_>>> = loaded
+            .iter()
+            .zip(&lookups)
+            .map(|(loaded, lookup)| match (loaded, lookup.at) {
+                (Some(loaded), Some(located)) if !self.is_due(loaded.expires_at_ms) => {
+                    Some(Value::new(located.address, located.record, loaded))
+                }
+                _ => None,
+            })
+            .collect();
+        let changes = (0..places.len()).map(|_| None).collect();
+        let mut many = Many { values: &values, same: &same, changes };
+        let answer = f(&mut many);
+        let changes = many.changes;
+        Ok(Plan { answer, latches, lookups, same, changes })
+    }
+
+    /// What a plan means for what is there, by place: only what changes something, and only if it
+    /// may be written. A key that expired meanwhile is deleted. A key that stands more than once is
+    /// changed at its first place (`same`), where its plan lies: its other places must not expire
+    /// what the first one has just written.
+    pub fn effects<'a>(
+        &self,
+        places: &[Place<'_>],
+        lookups: &[Lookup<'_>],
+        changes: &'a [Option<Planned<'_>>],
+        same: &[usize],
+    ) -> Result<Vec<(usize, Effect<'a>)>, Blocked> {
+        let mut effects = Vec::new();
+        for i in (0..places.len()).filter(|i| same[*i] == *i) {
+            let present = lookups[i].present();
+            let due = present.is_some_and(|l| self.is_due(l.record.expires_at_ms()));
+            let effect = match changes[i].as_ref().and_then(Planned::effect) {
+                Some(put @ Effect::Put { value, .. }) => {
+                    self.inner.check_size(places[i].key, value.len())?;
+                    Some(put)
+                }
+                Some(Effect::Delete) => present.map(|_| Effect::Delete),
+                Some(expire @ Effect::Expire(_)) if !due => present.map(|_| expire),
+                Some(Effect::Expire(_)) | None => due.then_some(Effect::Delete),
+            };
+            effects.extend(effect.map(|effect| (i, effect)));
+        }
+        match self.inner.log.health.refusal() {
+            Some(reason) if !effects.is_empty() => {
+                Err(Blocked::Failed(OperationError::NotWritable(reason)))
+            }
+            _ => Ok(effects),
+        }
+    }
+
+    /// Counts the keys that had expired, before the effects take place.
+    pub fn count_expired(&self, lookups: &[Lookup<'_>], effects: &[(usize, Effect<'_>)]) {
+        let is_due = |l: Located<'_>| self.is_due(l.record.expires_at_ms());
+        let due = effects.iter().filter(|(i, _)| lookups[*i].present().is_some_and(is_due)).count();
+        self.inner.log.counters.expired.fetch_add(due as u64, Ordering::Relaxed);
     }
 }
 
 /// The exclusive latches of several keys, one a bucket.
-struct Latches<'p> {
+pub(crate) struct Latches<'p> {
     latches: Vec<Latch<'p>>,
     of_place: Vec<usize>,
 }
@@ -213,81 +303,11 @@ impl<'p> Latches<'p> {
 }
 
 /// For each place the first one with the same key.
-pub(crate) fn first_places(places: &[Place<'_>]) -> Vec<usize> {
+fn first_places(places: &[Place<'_>]) -> Vec<usize> {
     let mut first = HashMap::with_capacity(places.len());
     places
         .iter()
         .enumerate()
         .map(|(i, p)| *first.entry((p.slot.number, p.key)).or_insert(i))
         .collect()
-}
-
-/// Shows the closure what is there and takes its plan.
-pub(crate) fn decide<'v, R>(
-    pinned: &Pinned<'_>,
-    places: &[Place<'_>],
-    lookups: &[Lookup<'_>],
-    same: &[usize],
-    f: &mut impl FnMut(&mut Many<'_, 'v>) -> R,
-) -> (R, Vec<Option<Planned<'v>>>) {
-    let mut copies = vec![Vec::new(); places.len()];
-    let loaded: Vec<Option<Loaded<'_>>> =
-        lookups.iter().zip(&mut copies).map(|(lookup, copy)| lookup.load(copy)).collect();
-    let values: Vec<Option<Value<'_>>> = loaded
-        .iter()
-        .zip(lookups)
-        .map(|(loaded, lookup)| match (loaded, lookup.at) {
-            (Some(loaded), Some(located)) if !pinned.is_due(loaded.expires_at_ms) => {
-                Some(Value::new(located.address, located.record, loaded))
-            }
-            _ => None,
-        })
-        .collect();
-    let changes = (0..places.len()).map(|_| None).collect();
-    let mut many = Many { values: &values, same, changes };
-    let r = f(&mut many);
-    (r, many.changes)
-}
-
-/// What the plan means for what is there. A key that expired meanwhile is deleted. A key that
-/// stands more than once is changed at its first place (`same`), where its plan lies: its other
-/// places must not expire what the first one has just written.
-pub(crate) fn effects<'a>(
-    pinned: &Pinned<'_>,
-    lookups: &[Lookup<'_>],
-    changes: &'a [Option<Planned<'_>>],
-    same: &[usize],
-) -> Vec<Option<Effect<'a>>> {
-    let effect = |i: usize| {
-        if same[i] != i {
-            return None;
-        }
-        let (lookup, planned) = (&lookups[i], &changes[i]);
-        let present = lookup.present();
-        let due = present.is_some_and(|l| pinned.is_due(l.record.expires_at_ms()));
-        let expired = || {
-            pinned.inner.log.counters.expired.fetch_add(u64::from(due), Ordering::Relaxed);
-            due.then_some(Effect::Delete)
-        };
-        match planned {
-            None | Some(Planned::Given(Change::Keep | Change::PutScratch { .. })) => expired(),
-            Some(Planned::Given(Change::Delete)) => present.map(|_| Effect::Delete),
-            Some(Planned::Given(Change::Expire(at))) => {
-                if due {
-                    expired()
-                } else {
-                    present.map(|_| Effect::Expire(*at))
-                }
-            }
-            Some(Planned::Given(Change::Put { value, expires_at_ms, encoding })) => {
-                let (expires_at_ms, encoding) = (*expires_at_ms, *encoding);
-                Some(Effect::Put { value, expires_at_ms, encoding })
-            }
-            Some(Planned::Owned { value, expires_at_ms, encoding }) => {
-                let (expires_at_ms, encoding) = (*expires_at_ms, *encoding);
-                Some(Effect::Put { value, expires_at_ms, encoding })
-            }
-        }
-    };
-    (0..lookups.len()).map(effect).collect()
 }

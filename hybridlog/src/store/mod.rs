@@ -3,9 +3,9 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `session`, `operation` | one thread's handle, a stay inside; one command across its tries |
-//! | `find`, `read`, `update`, `many`, `walk`, `write` | the operations and what they share |
+//! | `find`, `read`, `read_many`, `update`, `many`, `walk`, `write` | the operations and what they share |
 //! | `blocking` | a session for threads that may wait |
-//! | `alone` | a command too large for the ring, at a safepoint |
+//! | `alone` | a command too large for the ring, or too unlucky, at a safepoint |
 //! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
 //! | `expire` | the active expiry cycle |
 //! | `lock` | one process a data directory |
@@ -18,6 +18,7 @@ mod lock;
 mod many;
 pub(crate) mod operation;
 mod read;
+mod read_many;
 mod session;
 pub(crate) mod tables;
 mod update;

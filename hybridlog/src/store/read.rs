@@ -9,9 +9,7 @@ use super::session::Inside;
 use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
-use ferrite_index::{Address, Busy, KeyHash, SharedLatch};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use ferrite_index::Address;
 use std::sync::Arc;
 
 /// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
@@ -69,73 +67,6 @@ impl Inside<'_> {
             return Ok(f(Some(Value::new(located.address, located.record, &loaded))));
         }
         self.wait(op, Blocked::Busy)
-    }
-
-    /// Reads several keys of one database at one instant; `f` gets each key's position.
-    pub fn read_many(
-        &mut self,
-        op: &mut Operation,
-        db: Database,
-        keys: &[&[u8]],
-        mut f: impl FnMut(usize, Option<Value<'_>>),
-    ) -> Result<(), Stop> {
-        op.begin(&mut self.credit);
-        let slot = Arc::clone(self.tables.slot(db));
-        let pinned = self.view.pinned(&self.pin);
-        let secret = &pinned.inner.secret;
-        let hashes: Vec<KeyHash> = keys.iter().map(|key| secret.hash(key)).collect();
-        // One share a bucket, however often a key stands: shares are counted in 15 bits.
-        let mut shares: HashMap<u64, SharedLatch<'_>> = HashMap::with_capacity(keys.len());
-        for hash in &hashes {
-            if let Entry::Vacant(vacant) = shares.entry(slot.index.bucket_number(*hash)) {
-                match slot.index.latch_shared(pinned.pin, *hash) {
-                    Ok(share) => drop(vacant.insert(share)),
-                    Err(Busy) => {
-                        drop(shares);
-                        return self.wait(op, Blocked::Busy);
-                    }
-                }
-            }
-        }
-        // A bucket that is held does not split, so each number still leads to its share; one that
-        // split before its share was taken is held under its old number.
-        let first = |hash: &KeyHash| {
-            let share = shares.get(&slot.index.bucket_number(*hash));
-            share.filter(|s| s.covers(&slot.index, *hash)).map(|s| s.address(*hash, false))
-        };
-        let Some(firsts) = hashes.iter().map(first).collect::<Option<Vec<_>>>() else {
-            drop(shares);
-            return self.wait(op, Blocked::Busy);
-        };
-        let missing: Vec<Address> = keys
-            .iter()
-            .zip(&firsts)
-            .filter_map(|(key, first)| pinned.find(op, *first, key).err())
-            .collect();
-        if !missing.is_empty() {
-            drop(shares);
-            return self.wait(op, Blocked::Fetch(missing));
-        }
-        let mut expired = Vec::new();
-        for (i, (key, first)) in keys.iter().zip(&firsts).enumerate() {
-            let lookup = pinned
-                .find(op, *first, key)
-                .expect("found a moment ago, and the shared latch keeps writers out");
-            let loaded = lookup.load(&mut self.scratch.value);
-            match (loaded, lookup.at) {
-                (Some(loaded), Some(_)) if pinned.is_due(loaded.expires_at_ms) => {
-                    expired.push(i);
-                    f(i, None);
-                }
-                (Some(loaded), Some(located)) => {
-                    f(i, Some(Value::new(located.address, located.record, &loaded)));
-                }
-                _ => f(i, None),
-            }
-        }
-        drop(shares);
-        expired.into_iter().for_each(|i| self.remove_expired(op, db, keys[i]));
-        Ok(())
     }
 
     /// Removes a key that a reader found expired, if that takes no waiting.
