@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use ferrite_benches::keys::Random;
 use ferrite_hybridlog::IoChoice;
 use ferrite_hybridlog::device::{self, ALIGNMENT, Buffer, Bytes, Device, FileId, Request};
 
@@ -21,28 +22,16 @@ const SEGMENT_SIZE: u64 = 256 << 20;
 const BLOCK: u64 = ALIGNMENT as u64;
 const SEED: u64 = 0x5eed;
 
-/// Splitmix64: the workload is the same every time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
 /// Writes the data set, in megabytes that no file system can compress or share.
 fn fill(directory: &Path) {
     let device = device::open(directory, "ferrite", IoChoice::Posix).expect("a device").device;
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let (sender, receiver) = mpsc::channel();
     for segment in 0..SEGMENTS {
         let file = FileId::Segment(segment);
         device.create(file, SEGMENT_SIZE).expect("a segment");
         for offset in (0..SEGMENT_SIZE).step_by(1 << 20) {
-            let bytes: Vec<u8> = (0..1 << 17).flat_map(|_| random.next().to_le_bytes()).collect();
+            let bytes: Vec<u8> = (0..1 << 17).flat_map(|_| random.bits().to_le_bytes()).collect();
             let sender = sender.clone();
             let done = Box::new(move |result| sender.send(result).expect("the bench waits"));
             device.submit(Request::Write { file, offset, bytes: Bytes::new(bytes), done });
@@ -66,11 +55,11 @@ struct Reader {
 impl Reader {
     fn new(device: Arc<dyn Device>) -> Self {
         let (sender, receiver) = mpsc::channel();
-        Self { device, random: Random(SEED), sender, receiver }
+        Self { device, random: Random::new(SEED), sender, receiver }
     }
 
     fn submit(&mut self, buffer: Buffer) {
-        let block = self.random.next() % (SEGMENTS * SEGMENT_SIZE / BLOCK);
+        let block = self.random.bits() % (SEGMENTS * SEGMENT_SIZE / BLOCK);
         let offset = block * BLOCK;
         let sender = self.sender.clone();
         self.device.submit(Request::Read {
