@@ -24,10 +24,44 @@ pub(crate) fn records_of(
             Step::End => return Ok(first + at),
             Step::Pad(count) => at += count,
             Step::Record(count) => {
+                // Its flags are there by now; they must fit its length too.
+                let (info, shape) = (record.info(), record.shape());
+                if !info.is_valid() || !shape.is_plausible(info, count) {
+                    return Err((first + at, format!("not a whole record: {info:?} {shape:?}")));
+                }
                 visit(Address::new(first + at), record);
                 at += count;
             }
         }
     }
     Ok(first + words)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// What docs/format.md draws: valid, with expiry and in place; 24 bytes, a key of one byte.
+    const INFO: u64 = 1 << 48 | 1 << 50 | 1 << 51;
+    const SHAPE: u64 = 24 | 1 << 32 | 1 << 48;
+
+    fn visited(words: &[u64]) -> Result<usize, (u64, String)> {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let mut aligned = crate::device::Buffer::zeroed(4096);
+        aligned[..bytes.len()].copy_from_slice(&bytes);
+        let mut count = 0;
+        let outcome = records_of(&aligned[..bytes.len()], 100, |_, record| {
+            count += record.key().len();
+        });
+        outcome.map(|_| count)
+    }
+
+    #[test]
+    fn a_record_that_is_too_short_for_its_flags_is_none() {
+        assert_eq!(visited(&[1 << 48, SHAPE, 0x61]), Ok(1));
+        assert_eq!(visited(&[INFO, SHAPE + 16, 0, 0, 0x61]), Ok(1));
+        for words in [[INFO, SHAPE, 0x61], [0, SHAPE, 0x61]] {
+            assert_eq!(visited(&words).map_err(|(at, _)| at), Err(100), "{words:x?}");
+        }
+    }
 }
