@@ -431,6 +431,49 @@ fn a_full_disk_refuses_writes_serves_reads_and_heals_without_a_restart() {
     }
 }
 
+#[test]
+fn a_checkpoint_that_finds_the_disk_full_fails_and_the_next_one_does_not() {
+    let made = Made::new(layout("simulated".as_ref(), 16 << 10, 4));
+    let device = made.copy();
+    let mut life = Life::new(&made, &device).expect("opens");
+    life.stubborn = true;
+    for key in 0..made.keys.len() {
+        life.put(0, key, vec![key as u8; 1500], None);
+    }
+    assert_eq!(life.failures, 0);
+    // Enough for the manifest and an image, not for a page.
+    device.set_free_space(14 << 10);
+    life.checkpoint();
+    assert_eq!(life.failures, 1, "there is no room for the log");
+    life.look();
+    device.set_free_space(1 << 30);
+    life.checkpoint();
+    assert_eq!(life.failures, 1, "there is room again");
+    let states = [life.model.clone()];
+    drop(life);
+    recovered(&made, &device.crash(0), &states, "after the disk was full");
+}
+
+/// It would wait, with everybody else behind the gate, for somebody to free space.
+#[test]
+fn a_command_that_the_disk_may_not_hold_is_refused_before_its_first_effect() {
+    let made = Made::new(tiny());
+    let device = made.copy();
+    let store = support::open(&made.config, &device);
+    let mut s = store.blocking_session();
+    device.set_free_space(100_000);
+    let keys: Vec<Vec<u8>> = (0..200u32).map(|i| i.to_le_bytes().to_vec()).collect();
+    let places: Vec<(Database, &[u8])> = keys.iter().map(|k| (Database(0), &k[..])).collect();
+    let refused = s.run(|inside, op| {
+        inside.update_many(op, &places, |many| {
+            (0..places.len()).for_each(|i| many.put_owned(i, vec![1; 900], None, 0));
+        })
+    });
+    assert!(matches!(refused, Err(OperationError::NotWritable(_))), "{refused:?}");
+    assert_eq!(s.read(Database(0), &keys[0]).expect("reads"), None);
+    s.upsert(Database(0), &keys[0], b"small").expect("writes");
+}
+
 /// A life that ended well, for those who damage its files.
 fn ended() -> (Made, Model) {
     let mut made = Made::new(tiny());

@@ -169,14 +169,18 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
     // Nothing is held while the gate is waited for: a command that runs alone may need all the
     // room there is before it opens the gate.
     let mut credit = BLOCK_WORDS;
+    let mut full = FullDisk::new(inner);
     let closed = loop {
         refuse_when_broken(inner)?;
         let closed = inner.gate.close(&log.epoch);
+        // Room that was granted to those who wait at the gate is of no use to them now.
+        log.room.revoke(&log.tail);
         if log.tail.grant(BLOCK_WORDS) {
             break closed;
         }
         drop(closed);
-        log.tail.give_back(wait_for_room(log, BLOCK_WORDS));
+        log.tail.give_back(wait_for_room(log, BLOCK_WORDS, || full.verdict().is_err()));
+        full.verdict()?;
     };
     let address = log.fold_over(BLOCK_WORDS, &mut credit);
     let (_, tables) = inner.tables();
@@ -199,23 +203,67 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
 
 fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
     let log = &inner.log;
+    let mut full = FullDisk::new(inner);
     while log.boundaries.flushed_until() < address {
         refuse_when_broken(inner)?;
+        full.verdict()?;
         log.wake();
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }
 
+/// Ends a checkpoint that waits for a full disk: whoever asked for it must be told.
+struct FullDisk<'a> {
+    inner: &'a Inner,
+    flushed: u64,
+    since: Instant,
+}
+
+impl<'a> FullDisk<'a> {
+    /// How long nothing may be flushed while the disk is full.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    fn new(inner: &'a Inner) -> Self {
+        Self { inner, flushed: inner.log.boundaries.flushed_until(), since: Instant::now() }
+    }
+
+    fn verdict(&mut self) -> Result<(), CheckpointError> {
+        let log = &self.inner.log;
+        let flushed = log.boundaries.flushed_until();
+        match log.health.refusal() {
+            Some(reason) if flushed == self.flushed => {
+                let waits = self.since.elapsed() < Self::PATIENCE;
+                if waits { Ok(()) } else { Err(CheckpointError::Device(reason)) }
+            }
+            _ => {
+                (self.flushed, self.since) = (flushed, Instant::now());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a failed sync left on the disk cannot be known: never try again.
+fn sync_failed(inner: &Inner, what: impl std::fmt::Display, e: &std::io::Error) -> CheckpointError {
+    let what = format!("syncing {what} failed: {e}");
+    inner.log.health.broke(what.clone());
+    CheckpointError::Device(what)
+}
+
+fn sync_directory(inner: &Inner) -> Result<(), CheckpointError> {
+    let device = &inner.log.device;
+    device.sync_directory().map_err(|e| {
+        let path = device.path(FileId::Manifest);
+        sync_failed(inner, path.parent().unwrap_or(&path).display(), &e)
+    })
+}
+
 fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
     let device = &*inner.log.device;
     let sync = |file| {
-        blocking::sync(device, file).map_err(|e| {
-            let what = format!("syncing {} failed: {e}", device.path(file).display());
-            // What the failed sync left on the disk cannot be known: never try again.
-            inner.log.health.broke(what.clone());
-            CheckpointError::Device(what)
-        })
+        blocking::sync(device, file)
+            .map_err(|e| sync_failed(inner, device.path(file).display(), &e))
     };
     for segment in inner.pages.take_unsynced() {
         if !mutant!("cut_without_segment_sync") {
@@ -225,7 +273,7 @@ fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
             sync(FileId::Side(segment))?;
         }
     }
-    device.sync_directory().map_err(|e| failed("syncing the directory", e))
+    sync_directory(inner)
 }
 
 fn next_manifest(
@@ -262,13 +310,16 @@ fn next_manifest(
 /// Writes the manifest anew; when this returns, it is the one that a start finds. After a failure
 /// a start may find the old one or this one; both are whole.
 fn persist(inner: &Inner, manifest: &Manifest) -> Result<u64, CheckpointError> {
-    write_manifest(&*inner.log.device, manifest).map_err(|e| failed("writing the manifest", e))
+    let length = write_manifest(&*inner.log.device, manifest)
+        .map_err(|e| failed("writing the manifest", e))?;
+    if !mutant!("manifest_without_directory_sync") {
+        sync_directory(inner)?;
+    }
+    Ok(length)
 }
 
-pub(crate) fn write_manifest(
-    device: &dyn crate::device::Device,
-    manifest: &Manifest,
-) -> std::io::Result<u64> {
+/// Writes the manifest under its name, which is durable once the directory is synced.
+fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> std::io::Result<u64> {
     let mut bytes = manifest.encode();
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
     let length = bytes.len() as u64;
@@ -282,9 +333,6 @@ pub(crate) fn write_manifest(
         blocking::sync(device, FileId::ManifestNew)?;
     }
     device.rename(FileId::ManifestNew, FileId::Manifest)?;
-    if !mutant!("manifest_without_directory_sync") {
-        device.sync_directory()?;
-    }
     Ok(length)
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn load_manifest(
         checkpoints: Vec::new(),
     };
     super::write_manifest(device, &manifest)
+        .and_then(|_| device.sync_directory())
         .map_err(|e| io_error("write", device, FileId::Manifest, e))?;
     Ok(manifest)
 }
@@ -502,7 +503,8 @@ fn remove_strangers(
     if is_news
         && !witnesses.is_empty()
         && !mutant!("strangers_without_mark")
-        && let Err(e) = super::write_manifest(device, manifest)
+        && let Err(e) =
+            super::write_manifest(device, manifest).and_then(|_| device.sync_directory())
     {
         let path = device.path(FileId::Manifest);
         return tracing::warn!(

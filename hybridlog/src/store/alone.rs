@@ -5,7 +5,7 @@
 //! then wait, unpinned, for frames and for reads of records it has itself pushed out of memory:
 //! their supply depends on the page thread and the device only, on no latch and no gate.
 
-use super::find::View;
+use super::find::{Lookup, Pinned, View};
 use super::many::{Many, Place, Plan, Planned};
 use super::operation::{Operation, ReadyQueue, Stop};
 use super::session::{Inside, take_tables};
@@ -116,6 +116,7 @@ impl<'s> Inside<'s> {
                 return Err(self.inner.index_full());
             }
         }
+        self.refuse_without_disk(&pinned, places, &lookups, &effects)?;
         pinned.count_expired(&lookups, &effects);
         let simple = |effect| match effect {
             Effect::Delete => Some(Change::Delete),
@@ -129,6 +130,32 @@ impl<'s> Inside<'s> {
             None => (i, changes[i].take().expect("what is put was planned")),
         });
         Ok((answer, decided.collect()))
+    }
+
+    /// Refuses a command that the disk may not hold: once it has begun, all wait for its end.
+    fn refuse_without_disk(
+        &self,
+        pinned: &Pinned<'_>,
+        places: &[Place<'_>],
+        lookups: &[Lookup<'_>],
+        effects: &[(usize, Effect<'_>)],
+    ) -> Result<(), Blocked> {
+        let mut value = Vec::new();
+        let mut words = 0;
+        for &(i, effect) in effects {
+            let old = lookups[i].load(&mut value).map_or(0, |l| l.bytes.len());
+            words += pinned.room_for(places[i].key, effect, old);
+        }
+        match self.inner.log.device.free_space() {
+            Ok(free) if free < words * 8 => {
+                Err(Blocked::Failed(OperationError::NotWritable(format!(
+                    "the command may need {} bytes of disk, and {free} are free; free some, or \
+                     write less at once",
+                    words * 8
+                ))))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn apply_alone(
@@ -174,7 +201,7 @@ impl<'s> Inside<'s> {
                     return Err(Blocked::Failed(OperationError::NotWritable(reason)));
                 }
                 self.return_credit();
-                self.credit = wait_for_room(&self.inner.log, words);
+                self.credit = wait_for_room(&self.inner.log, words, || false);
             }
             Blocked::Failed(_) => return Err(blocked),
         }
@@ -185,16 +212,17 @@ impl<'s> Inside<'s> {
 /// Waits for room on the calling thread, which must not be pinned. May return less than asked
 /// for when the ring can give no more at once (see [`crate::log::room::RoomQueue::serve`]), or
 /// nothing once the log is broken. It is for checkpoints and commands that run alone, which may
-/// use the disk's reserve: a full disk does not dismiss them.
-pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64) -> u64 {
+/// use the disk's reserve: a full disk does not dismiss them, but they may give up.
+pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64, mut give_up: impl FnMut() -> bool) -> u64 {
     let thread = std::thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
     let grant = log.room.join_privileged(words, &ready);
     log.wake();
     let mut tokens = Vec::new();
-    while tokens.is_empty() {
+    while tokens.is_empty() && !give_up() {
         std::thread::park_timeout(std::time::Duration::from_millis(50));
         ready.drain(&mut tokens);
     }
+    // Nothing if it gave up: the queue passes over a grant that was taken.
     grant.take()
 }
