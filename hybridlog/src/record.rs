@@ -199,6 +199,19 @@ impl<'a> RecordRef<'a> {
         unsafe { word.as_ref() }
     }
 
+    /// Brings what most records have, header, key and a value of some hundred bytes, towards the
+    /// processor's cache.
+    #[inline]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..3 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.words.as_ptr().cast::<i8>().wrapping_add(line * 64);
+            // SAFETY: prefetching is a hint that no address can make fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+        }
+    }
+
     pub fn info(&self) -> Info {
         // Acquire: pairs with the release of `mark_tombstone`; the rest of the record was
         // published by the index entry or the previous address that led here.

@@ -24,7 +24,7 @@ use crate::context::unix_ms;
 use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
 use crate::limits::{Limit, Limits};
-use crate::resp::{Bounds, Decoded, Decoder, Range, Reply};
+use crate::resp::{Bounds, Decoded, Decoder, Range, Reply, SecondWords};
 use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
 use std::any::Any;
@@ -33,6 +33,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Commands of one batch: the store is left after as many.
 const BATCH: usize = 64;
+/// Commands whose keys are brought towards the cache together.
+const GROUP: usize = 16;
 /// Commands of one connection after which the others have their turn.
 const ROUND: usize = 1024;
 /// Commands behind a waiting one that are looked at.
@@ -470,8 +472,11 @@ impl Connection {
     ) -> BatchEnd {
         let mut inside = session.enter();
         self.client.shared.active_at_ms.store(inside.now_ms(), Relaxed);
-        for _ in 0..BATCH.min(*left) {
+        for n in 0..BATCH.min(*left) {
             let Run::Inside(run) = entry.spec.run else { return BatchEnd::Out };
+            if n.is_multiple_of(GROUP) {
+                self.foresee(&inside);
+            }
             host.ledger.start(entry.id, &host.context.workers[host.number]);
             let begun = self.output.len();
             match self.run_inside(run, &mut inside, host, begun) {
@@ -490,6 +495,20 @@ impl Connection {
             }
         }
         BatchEnd::Full
+    }
+    /// Brings what the next commands will look at towards the processor's cache.
+    fn foresee(&self, inside: &Inside<'_>) {
+        let rest = self.input.from(self.frame);
+        let behind = self.decoder.length();
+        if !self.queue.is_empty() || behind == rest.len() {
+            return;
+        }
+        let mut foreseen = [None; GROUP];
+        let keys = SecondWords::of(rest);
+        for (place, key) in foreseen.iter_mut().zip(keys) {
+            *place = Some(inside.foresee(self.client.db, key));
+        }
+        foreseen.into_iter().map_while(|known| known).for_each(|known| inside.bring_in(known));
     }
     #[inline]
     fn run_inside(

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `session`, `operation` | one thread's handle, a stay inside; one command across its tries |
 //! | `find`, `read`, `read_many`, `update`, `many`, `walk`, `write` | the operations and what they share |
+//! | `foresee` | hints for the processor's cache |
 //! | `blocking` | a session for threads that may wait |
 //! | `alone` | a command too large for the ring, or too unlucky, at a safepoint |
 //! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
@@ -14,6 +15,7 @@ pub(crate) mod alone;
 mod blocking;
 mod expire;
 mod find;
+mod foresee;
 mod lock;
 mod many;
 pub(crate) mod operation;
@@ -27,6 +29,7 @@ mod walk;
 mod write;
 
 pub use blocking::BlockingSession;
+pub use foresee::Foreseen;
 pub use many::Many;
 pub use operation::{Operation, Stop, Token};
 pub use session::{Inside, Session};

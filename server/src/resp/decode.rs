@@ -134,7 +134,7 @@ enum State {
 }
 
 /// A line that holds a number.
-enum Line {
+pub(super) enum Line {
     /// Its value, and its bytes up to and with the line end.
     Number(i64, usize),
     /// Its bytes are no number.
@@ -329,7 +329,7 @@ fn line_end(bytes: &[u8], end: u8) -> Option<usize> {
 
 /// A number, `\r` and one byte more.
 #[inline]
-fn number_line(bytes: &[u8]) -> Line {
+pub(super) fn number_line(bytes: &[u8]) -> Line {
     let digit = |b: u8| i64::from(b - b'0');
     match bytes {
         [a @ b'0'..=b'9', b'\r', _, ..] => Line::Number(digit(*a), 3),
