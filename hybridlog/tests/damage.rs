@@ -199,3 +199,23 @@ fn a_file_that_is_cut_short_refuses_the_start_or_the_index_is_rebuilt() {
     }
     assert_eq!(made.start(&made.image(), "mended"), Start::Whole);
 }
+
+#[test]
+fn a_file_whose_number_no_store_comes_to_refuses_the_start() {
+    let made = Made::new();
+    let path_of = |name| made.config.directory.join(format!("checkpoints/ferrite.{name}.ckpt"));
+    for name in ["log-18446744073709551615", "log-137438953471.side", "index-18446744073709551615"]
+    {
+        let path = path_of(name);
+        fs::write(&path, b"not ours").expect("writes");
+        assert_eq!(made.start(&path, name), Start::Refused);
+        fs::remove_file(&path).expect("removes");
+    }
+    assert_eq!(made.start(&made.image(), "without them"), Start::Whole);
+    // Half of all numbers are left: it is what a crash could have left, and costs no memory.
+    let path = path_of("log-68719476736");
+    fs::write(&path, b"not ours").expect("writes");
+    assert_eq!(made.start(&made.image(), "far away"), Start::Whole);
+    assert!(!path.exists());
+    assert_eq!(made.start(&made.image(), "after that"), Start::Whole);
+}

@@ -6,6 +6,10 @@
 
 use crate::config::Geometry;
 
+/// How far below this run's start a page may lie. The page table has a word for each number in
+/// between, also where no page is: a crash may leave any gap.
+const SPAN_PAGES: u64 = 1 << 20;
+
 #[derive(Debug)]
 pub(crate) struct EarlierPages {
     /// Ascending: a page's start, and where what was written of it ends.
@@ -22,8 +26,9 @@ impl EarlierPages {
         let most = (geometry.frames - geometry.mutable_pages) as usize;
         let step = geometry.page_words;
         let mut pages: Vec<(u64, u64)> = Vec::new();
+        let lowest = start.saturating_sub(SPAN_PAGES * step);
         for &(from, to) in extents.iter().rev() {
-            let first = geometry.page_start(from.max(begin));
+            let first = geometry.page_start(from.max(begin).max(lowest));
             let count = to.saturating_sub(first).div_ceil(step);
             let starts = (0..count).rev().map(|n| first + n * step).take(most - pages.len());
             pages.extend(starts.map(|at| (at, to.min(at + step))));
