@@ -9,6 +9,7 @@ use crate::log::room::Grant;
 use crate::sync::Locked;
 use crate::tier::raw::{Fetched, ReadFailure};
 use ferrite_index::Address;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The caller's name for one command in flight; comes back from [`crate::Session::ready`].
@@ -40,9 +41,10 @@ pub struct Operation {
 
 #[derive(Default)]
 struct State {
-    fetched: Vec<Fetched>,
+    /// By address: a command of many cold keys looks each of them up.
+    fetched: HashMap<Address, Fetched>,
     /// Reads that failed: they fail the command if it needs the record.
-    failed: Vec<(Address, ReadFailure)>,
+    failed: HashMap<Address, ReadFailure>,
     fetches: Option<Arc<Fetches>>,
     waiting_for_room: Option<(Arc<Grant>, Arc<Log>)>,
     /// How often it found a bucket busy.
@@ -66,7 +68,7 @@ struct Fetches {
 
 #[derive(Default)]
 struct FetchesInner {
-    outstanding: Vec<Address>,
+    outstanding: HashSet<Address>,
     arrived: Vec<Result<Fetched, (Address, ReadFailure)>>,
 }
 
@@ -91,22 +93,21 @@ impl Operation {
         let arrived = std::mem::take(&mut fetches.lock().arrived);
         for result in arrived {
             match result {
-                Ok(fetched) => state.fetched.push(fetched),
-                Err((address, e)) => state.failed.push((address, e)),
+                Ok(fetched) => drop(state.fetched.insert(fetched.address, fetched)),
+                Err((address, e)) => drop(state.failed.insert(address, e)),
             }
         }
     }
 
     /// Why a record that is needed cannot be had, if its read has failed.
     pub(crate) fn failure(&self, address: Address) -> Option<OperationError> {
-        let failed = &self.state.as_ref()?.failed;
-        let (_, why) = failed.iter().find(|(a, _)| *a == address)?;
+        let why = self.state.as_ref()?.failed.get(&address)?;
         Some(OperationError::Unreadable(why.clone()))
     }
 
     /// A record that this operation has fetched.
     pub(crate) fn fetched(&self, address: Address) -> Option<&Fetched> {
-        self.state.as_ref()?.fetched.iter().find(|f| f.address == address)
+        self.state.as_ref()?.fetched.get(&address)
     }
 
     /// How often it was sent away by a busy bucket.
@@ -121,7 +122,7 @@ impl Operation {
 
     /// Keeps a record that was fetched for this operation otherwise.
     pub(crate) fn keep(&mut self, fetched: Fetched) {
-        self.state.get_or_insert_default().fetched.push(fetched);
+        self.state.get_or_insert_default().fetched.insert(fetched.address, fetched);
     }
 
     /// Starts the read of a record, unless it is on its way.
@@ -133,10 +134,9 @@ impl Operation {
         });
         {
             let mut inner = fetches.lock();
-            if inner.outstanding.contains(&address) {
+            if !inner.outstanding.insert(address) {
                 return;
             }
-            inner.outstanding.push(address);
         }
         let fetches = Arc::clone(fetches);
         log.raw.fetch(address, Box::new(move |result| fetches.arrived(address, result)));
@@ -167,7 +167,7 @@ impl Drop for State {
 impl Fetches {
     fn arrived(&self, address: Address, result: Result<Fetched, ReadFailure>) {
         let mut inner = self.lock();
-        inner.outstanding.retain(|a| *a != address);
+        inner.outstanding.remove(&address);
         inner.arrived.push(result.map_err(|e| (address, e)));
         let last = inner.outstanding.is_empty();
         drop(inner);
