@@ -293,10 +293,12 @@ impl<'a> RecordRef<'a> {
         }
         let capacity = self.capacity(info, shape);
         let expiry = seqlock::read(self.word(2), |length| {
-            scratch.clear();
-            for i in 0..length.min(capacity).div_ceil(8) {
+            // What it held before is written over: only what is longer must be filled first.
+            let words = length.min(capacity).div_ceil(8);
+            scratch.resize(words * 8, 0);
+            for (i, bytes) in scratch.chunks_exact_mut(8).enumerate() {
                 let word = self.word(value_word + i).load(Ordering::Relaxed);
-                scratch.extend_from_slice(&word.to_le_bytes());
+                bytes.copy_from_slice(&word.to_le_bytes());
             }
             scratch.truncate(length);
             if info.has_ttl() { self.word(3).load(Ordering::Relaxed) } else { 0 }

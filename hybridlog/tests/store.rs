@@ -422,3 +422,27 @@ fn the_limit_of_the_index_is_for_all_databases_together() {
     }
     panic!("the flushed databases keep their room");
 }
+
+#[test]
+fn foreseeing_keys_reads_nothing_from_the_device_and_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let mut s = store.blocking_session();
+    for i in 0..500u64 {
+        s.upsert(DB, &i.to_le_bytes(), &value(i, 0)).expect("writes");
+    }
+    let reads = store.stats().device_reads;
+    let keys: Vec<_> = (0..600u64).map(u64::to_le_bytes).collect();
+    s.run(|inside, _| {
+        let foreseen: Vec<_> = keys.iter().map(|key| inside.foresee(DB, key)).collect();
+        foreseen.into_iter().for_each(|foreseen| inside.bring_in(foreseen));
+        inside.bring_in(inside.foresee(Database(1), b"absent"));
+        Ok(())
+    })
+    .expect("nothing can fail");
+    assert_eq!(store.stats().device_reads, reads);
+    for i in 0..600u64 {
+        let expected = (i < 500).then(|| value(i, 0));
+        assert_eq!(s.read(DB, &i.to_le_bytes()).expect("reads"), expected, "{i}");
+    }
+}

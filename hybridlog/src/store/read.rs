@@ -10,7 +10,6 @@ use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
 use ferrite_index::Address;
-use std::sync::Arc;
 
 /// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
 const PATIENCE: u32 = 32;
@@ -40,7 +39,7 @@ impl Inside<'_> {
         f: impl FnOnce(Option<Value<'_>>) -> R,
     ) -> Result<R, Stop> {
         op.begin(&mut self.credit);
-        let slot = Arc::clone(self.tables.slot(db));
+        let slot = self.tables.slot(db);
         let hash = self.view.inner.secret.hash(key);
         for _ in 0..PATIENCE {
             let pinned = self.view.pinned(&self.pin);

@@ -9,7 +9,6 @@ use super::value::{Change, Value};
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::{HEADER_LIMIT, KEY_LIMIT};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Inside<'_> {
@@ -37,7 +36,7 @@ impl Inside<'_> {
         key: &[u8],
         f: &mut impl FnMut(Option<Value<'_>>, &mut Vec<u8>) -> (Change<'v>, R),
     ) -> Result<R, Blocked> {
-        let slot = Arc::clone(self.tables.slot(db));
+        let slot = self.tables.slot(db);
         let pinned = self.view.pinned(&self.pin);
         let hash = pinned.inner.secret.hash(key);
         let mut latch = slot.index.latch(pinned.pin, hash).map_err(|_| Blocked::Busy)?;
@@ -81,7 +80,7 @@ impl Inside<'_> {
         if let Effect::Put { value, .. } = effect {
             pinned.inner.check_size(key, value.len())?;
         }
-        let mut target = Target { slot: &slot, latch: &mut latch, hash, key, lookup };
+        let mut target = Target { slot, latch: &mut latch, hash, key, lookup };
         target.reserve(&pinned)?;
         pinned.apply(&mut target, effect, &mut self.credit, &mut scratch.value)?;
         if due {

@@ -244,3 +244,21 @@ fn no_client_holds_much_output_once_all_together_hold_too_much() {
     assert_eq!(wire.worker.advance(wire.slot, true), Next::Read);
     assert!(wire.worker.connection(wire.slot).unsent().len() > 1_000_000);
 }
+
+/// What is looked at before its turn only warms the cache: a command that is malformed, unknown,
+/// oversized or not whole, or that follows a SELECT, is answered when and as it would be alone.
+#[test]
+fn a_look_ahead_changes_no_reply() {
+    let mut wire = Wire::new();
+    let whole = "SET a 1\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\n*1\r\n$4\r\nPING\r\nfoo\r\nSELECT 1\r\n*2\r\n$3\r\n\
+                 GET\r\n$1\r\na\r\nSELECT 0\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$3\r\nGET\r\n$1\r\n";
+    assert_eq!(
+        wire.text(whole.as_bytes()),
+        "+OK\r\n$1\r\n1\r\n+PONG\r\n-ERR unknown command 'foo', with args beginning with: \r\n+OK\r\n\
+         $-1\r\n+OK\r\n$1\r\n1\r\n"
+    );
+    assert_eq!(
+        wire.text(b"a\r\nGET a\r\n*x\r\n"),
+        "$1\r\n1\r\n$1\r\n1\r\n-ERR Protocol error: invalid multibulk length\r\n"
+    );
+}
