@@ -31,20 +31,19 @@ pub(crate) fn side_size(geometry: &Geometry) -> u64 {
     (geometry.segment_words * 8 / ALIGNMENT as u64 * 4).next_multiple_of(ALIGNMENT as u64)
 }
 
-/// A record fetched from the device, verified.
+/// A record fetched from the device, verified. It holds no more than its own words: a command of
+/// many cold keys keeps all of them until it ends.
 pub(crate) struct Fetched {
     pub address: Address,
-    /// Whole blocks; the record starts at `offset` and lies in them completely.
-    buffer: Buffer,
-    offset: usize,
+    /// The whole record.
+    words: Box<[AtomicU64]>,
 }
 
 impl Fetched {
     pub fn record(&self) -> RecordRef<'_> {
-        let start = NonNull::from(&self.buffer[self.offset..]).cast::<AtomicU64>();
-        // SAFETY: `RawSegments::deliver` made sure that a whole record lies there; the offset is
-        // a multiple of 8 in an aligned buffer, which lives as long as `self` and which nobody
-        // writes.
+        let start = NonNull::from(&*self.words).cast::<AtomicU64>();
+        // SAFETY: `RawSegments::deliver` copied a whole record, which lives as long as `self` and
+        // which nobody writes.
         unsafe { RecordRef::new(start) }
     }
 }
@@ -161,7 +160,10 @@ impl RawSegments {
         if needed > end {
             return self.fetch_blocks(address, first, needed, done);
         }
-        done(Ok(Fetched { address, buffer, offset }));
+        let bytes = &buffer[offset..offset + shape.words() as usize * 8];
+        let word = |w: &[u8]| u64::from_ne_bytes(w.try_into().expect("chunks of 8"));
+        let words = bytes.chunks_exact(8).map(|w| AtomicU64::new(word(w))).collect();
+        done(Ok(Fetched { address, words }));
     }
 
     /// Reads and verifies `[first, end)`, whole blocks of one segment.
