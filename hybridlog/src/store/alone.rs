@@ -78,6 +78,12 @@ impl<'s> Inside<'s> {
                     std::process::abort();
                 }
             }
+            // Not before: a split would take of the room that was found for the keys to come.
+            inside.pin_alone();
+            let pinned = inside.view.pinned(&inside.pin);
+            for (i, _) in &decided {
+                places[*i].slot.index.grow(pinned.pin);
+            }
             Ok(answer)
         })
     }
@@ -175,8 +181,6 @@ impl<'s> Inside<'s> {
         let mut target = Target { slot: place.slot, latch: &mut latch, hash, key, lookup };
         target.reserve(&pinned)?;
         pinned.apply(&mut target, effect, &mut self.credit, &mut self.scratch.value)?;
-        drop(latch);
-        place.slot.index.grow(pinned.pin);
         Ok(())
     }
 
