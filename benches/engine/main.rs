@@ -2,8 +2,9 @@
 //! dashmap and scc.
 //!
 //! `cargo bench -p ferrite-benches --bench engine` ends with two Markdown tables. With 10 million
-//! keys it takes about eight minutes and 5 GiB. `FERRITE_BENCH_KEYS=100000` is a quick look, and
-//! criterion's filter picks rows: `-- read/zipf`.
+//! keys it takes about eight minutes and 5 GiB. `FERRITE_BENCH_KEYS=100000` is a quick look of half a
+//! minute (below a million keys a row gets 0.2 s instead of 4), and criterion's filter picks rows:
+//! `-- read/zipf`.
 //!
 //! All engines are filled first and then take turns row by row, so what the machine does meanwhile
 //! meets all of them. What is the same for all:
@@ -16,8 +17,8 @@
 //!   the counts of all values add up to the increments that were made, or the run fails;
 //! * a change is seen by all threads as soon as its call returns;
 //! * 64 operations a stay inside, for those who have such a thing: a session of Ferrite, a pin of papaya;
-//! * huge pages are asked for: by Ferrite itself, and by malloc for the others (see
-//!   `ferrite_benches::memory`). The first table says what was granted.
+//! * all memory is put on huge pages when an engine is filled and before each row, whoever allocated
+//!   it and how (see `ferrite_benches::memory`). The first table says how much the kernel granted.
 //!
 //! Ferrite writes in place here: the mutable region holds all records. After the others it is filled
 //! once more with huge pages refused, for index and frames.
@@ -126,6 +127,7 @@ impl<E: Engine> Candidate<E> {
                 },
             );
         }
+        put_on_huge_pages();
         let grown = Resident::now().unwrap_or_default().since(before);
         memory.row([
             name.to_owned(),
@@ -142,6 +144,7 @@ impl<E: Engine> Candidate<E> {
             .map(str::to_owned);
         let mut samples = Samples::default();
         let mut start = 0;
+        put_on_huge_pages();
         group.bench_function(labels.join("/").to_lowercase(), |bencher| {
             bencher.iter_custom(|count| {
                 let time = self.time(row, count, &mut start);
@@ -193,6 +196,10 @@ impl<E: Engine> Candidate<E> {
     }
 }
 
+fn put_on_huge_pages() {
+    memory::collapse().expect("Linux tells a process what it has mapped");
+}
+
 /// All keys in the order of their numbers, in batches.
 fn in_order(keys: u32, mut each: impl FnMut(&[Key])) {
     let numbers: Vec<u32> = (0..keys).collect();
@@ -224,14 +231,14 @@ fn rows(draws: &[(Distribution, Vec<Vec<u32>>)], mut each: impl FnMut(&Row<'_>))
 }
 
 fn main() {
-    memory::malloc_asks_for_huge_pages();
     let keys = std::env::var("FERRITE_BENCH_KEYS").map_or(Ok(10_000_000), |keys| keys.parse());
     let keys: u32 = keys.expect("FERRITE_BENCH_KEYS is a number of keys");
+    let measured = Duration::from_millis(if keys < 1_000_000 { 200 } else { 4000 });
     let mut criterion = Criterion::default()
         .sample_size(SAMPLES)
         .nresamples(10_000)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(4))
+        .warm_up_time(measured / 10)
+        .measurement_time(measured)
         .without_plots()
         .configure_from_args();
     let mut group = criterion.benchmark_group("engine");

@@ -1,40 +1,52 @@
-//! Huge pages for a whole process: asked for, refused, counted.
+//! Huge pages for a whole process: given to everybody alike, refused, counted.
 //!
 //! Ferrite advises the kernel that its index and its frames want huge pages (`MADV_HUGEPAGE`). Where
-//! `/sys/kernel/mm/transparent_hugepage/enabled` is `madvise`, memory from malloc gets none unless
-//! glibc advises it too, which its tunable `glibc.malloc.hugetlb=1` makes it do for all that it takes
-//! from the kernel. glibc reads it once, so the process starts itself again with it set. What was
-//! really granted stands in `/proc/self/smaps_rollup`.
+//! `/sys/kernel/mm/transparent_hugepage/enabled` is `madvise`, memory from malloc gets none. So before
+//! a measurement [`collapse`] has the kernel put all anonymous memory of the process on huge pages at
+//! once, whoever asked for it (`MADV_COLLAPSE`, Linux 6.1). What was really granted stands in
+//! `/proc/self/smaps_rollup`. `[unsafe]`: one call of madvise.
 
 use std::io;
-use std::process::Command;
+use std::ops::Range;
 
-const TUNABLES: &str = "GLIBC_TUNABLES";
-const ADVISE: &str = "glibc.malloc.hugetlb=1";
+/// What transparent huge pages are made of.
+const HUGE_PAGE: usize = 2 << 20;
+/// One call's share of a mapping: a call ends at the first page that cannot be had.
+const STEP: usize = 16 * HUGE_PAGE;
 
-/// Makes malloc ask for huge pages, by running this program anew unless `GLIBC_TUNABLES` is set
-/// already. Call it first in `main`: on success it does not return to who set nothing.
-pub fn malloc_asks_for_huge_pages() {
-    if std::env::var_os(TUNABLES).is_some() {
-        return;
+/// Puts the private anonymous memory of this process on huge pages, as far as the kernel has some.
+/// Memory that is on them already takes no time.
+///
+/// # Errors
+/// Where there is no `/proc/self/maps`.
+pub fn collapse() -> io::Result<()> {
+    for mapping in anonymous(&std::fs::read_to_string("/proc/self/maps")?) {
+        for start in mapping.clone().step_by(STEP) {
+            let bytes = STEP.min(mapping.end - start);
+            let start = std::ptr::without_provenance_mut(start);
+            // SAFETY: the advice is about the size of pages and changes the contents of none,
+            // whatever is mapped there by now. Where it is refused, small pages do.
+            let _ = unsafe { libc::madvise(start, bytes, libc::MADV_COLLAPSE) };
+        }
     }
-    let error = match std::env::current_exe() {
-        Ok(program) => run_instead(
-            Command::new(program).args(std::env::args_os().skip(1)).env(TUNABLES, ADVISE),
-        ),
-        Err(error) => error,
+    Ok(())
+}
+
+/// The whole huge pages of the private, writable, anonymous mappings in the text of
+/// `/proc/self/maps`; stacks are none of them.
+fn anonymous(maps: &str) -> Vec<Range<usize>> {
+    let huge_pages = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let access = fields.next()?;
+        let name = fields.nth(3).unwrap_or("");
+        let wanted = access == "rw-p" && (name.is_empty() || name == "[heap]");
+        let address = |hex| usize::from_str_radix(hex, 16).ok();
+        let start = address(start)?.checked_next_multiple_of(HUGE_PAGE)?;
+        let end = address(end)? / HUGE_PAGE * HUGE_PAGE;
+        (wanted && start < end).then_some(start..end)
     };
-    eprintln!("memory from malloc stays on small pages: {error}");
-}
-
-#[cfg(unix)]
-fn run_instead(command: &mut Command) -> io::Error {
-    std::os::unix::process::CommandExt::exec(command)
-}
-
-#[cfg(not(unix))]
-fn run_instead(_: &mut Command) -> io::Error {
-    io::ErrorKind::Unsupported.into()
+    maps.lines().filter_map(huge_pages).collect()
 }
 
 /// Lets the kernel give this process no huge page from now on, whoever asks for one. Those that it
@@ -85,6 +97,17 @@ impl Resident {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_whole_huge_pages_of_anonymous_memory_are_found() {
+        let maps = "55550000-55950000 rw-p 00000000 00:00 0   [heap]\n\
+                    7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \n\
+                    7f0001000000-7f0001800000 ---p 00000000 00:00 0 \n\
+                    7f0002000000-7f0002800000 rw-p 00000000 08:01 77 /data/file\n\
+                    7ffc00000000-7ffc00800000 rw-p 00000000 00:00 0 [stack]\n\
+                    7f0003001000-7f0003300000 rw-p 00000000 00:00 0 \n";
+        assert_eq!(anonymous(maps), [0x5560_0000..0x5580_0000, 0x7f00_0000_0000..0x7f00_0080_0000]);
+    }
 
     #[test]
     fn the_kernels_report_is_read() {
