@@ -116,6 +116,7 @@ impl<E: Engine> Candidate<E> {
     /// Fills an engine: each key stored, then overwritten once.
     fn filled(name: &'static str, keys: u32, memory: &mut Table, make: impl FnOnce() -> E) -> Self {
         eprintln!("filling {name}");
+        put_on_huge_pages();
         let before = Resident::now().unwrap_or_default();
         let engine = make();
         for salt in 0..2 {
