@@ -98,13 +98,15 @@ impl Window {
     pub fn mapped(&mut self, log: &Log, helper: &Helper, at: u64, result: Result<Mapping, String>) {
         let Stage::Mapping { of_this_run } = self.stage else { unreachable!("one at a time") };
         self.stage = Stage::Idle;
+        let has_left = at + log.geometry.page_words <= log.boundaries.head();
         let mapping = match result {
-            Ok(mapping) => mapping,
+            Ok(mapping) if has_left => return helper.ask(Job::Drop(mapping)),
+            // Its file may be gone by now.
+            Err(_) if has_left => return,
             Err(why) => return self.warn(&why),
+            Ok(mapping) => mapping,
         };
-        if at + log.geometry.page_words <= log.boundaries.head() {
-            helper.ask(Job::Drop(mapping));
-        } else if of_this_run {
+        if of_this_run {
             // SAFETY: flushed and, as just seen, at or above `head`, which only this thread moves;
             // the mapping was verified against the checksums of what was flushed.
             let moved = unsafe { log.frames.move_page(&log.epoch, at, mapping) };
