@@ -92,7 +92,7 @@ pub(super) const CLIENT: CommandSpec = CommandSpec {
             name: "NO-TOUCH",
             arity: 3,
             since: "7.2.0",
-            summary: "Reads of the connection do not count as uses of a key.",
+            summary: "Sets the mark that CLIENT LIST shows; no read of any connection uses a key.",
             run: Run::Outside(no_touch),
             ..BASE
         },

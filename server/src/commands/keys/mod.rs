@@ -220,7 +220,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
         name: "TOUCH",
         since: "3.2.1",
-        summary: "Makes keys young again and counts those that exist.",
+        summary: "Counts those of the keys that exist (as EXISTS: no read makes a key young).",
         run: Run::Inside(count_present),
         ..COUNTER
     },

@@ -42,7 +42,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "IDLETIME",
-        summary: "Returns the seconds since the value was last read or written.",
+        summary: "Returns the seconds since the log around the last write became read-only.",
         run: Run::Inside(idle_time),
         ..INSPECTOR
     },

@@ -2,6 +2,7 @@
 
 use crate::commands::testing::Bench;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// Runs each line and compares its reply.
 fn check(script: &[(&str, &str)]) {
@@ -160,6 +161,41 @@ fn object_answers_null_for_a_key_that_is_not_there() {
     bench.text("SET a 1");
     assert!(bench.text("OBJECT FREQ a").starts_with("-ERR An LFU maxmemory policy"));
     assert!(bench.text("OBJECT HELP").starts_with("*15\r\n+OBJECT <subcommand>"));
+}
+
+/// In Redis each of these reads would set the idle time back to zero, and the loop would not end.
+#[test]
+fn no_read_makes_a_key_young_and_the_idle_time_counts_from_the_read_only_state() {
+    let mut bench = Bench::new();
+    let since = Instant::now();
+    bench.text("SET a 1");
+    bench.text("SET b 1");
+    // As long as the part of the log that holds a key changes in place, the key is not idle.
+    while since.elapsed() < Duration::from_millis(1100) {
+        assert_eq!(bench.text("OBJECT IDLETIME a"), ":0\r\n");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // A checkpoint makes all of the log read-only.
+    assert_eq!(bench.text("SAVE"), "+OK\r\n");
+    for no_touch in ["OFF", "ON"] {
+        assert_eq!(bench.text(&format!("CLIENT NO-TOUCH {no_touch}")), "+OK\r\n");
+        let before = idle_seconds(&mut bench, "a");
+        while idle_seconds(&mut bench, "a") == before {
+            assert!(since.elapsed() < Duration::from_secs(60), "a read made it young");
+            assert_eq!(bench.text("TOUCH a a x b"), ":3\r\n");
+            assert_eq!(bench.text("EXISTS a a x b"), ":3\r\n");
+            assert_eq!(bench.text("GET a"), "$1\r\n1\r\n");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    bench.text("SET b 2");
+    assert_eq!(bench.text("OBJECT IDLETIME b"), ":0\r\n", "a write does");
+    assert!(idle_seconds(&mut bench, "a") >= 2);
+}
+
+fn idle_seconds(bench: &mut Bench, key: &str) -> u64 {
+    let reply = bench.text(&format!("OBJECT IDLETIME {key}"));
+    reply.trim_start_matches(':').trim_end().parse().unwrap()
 }
 
 /// The names in an array of bulk strings that begins at the line `first`.
