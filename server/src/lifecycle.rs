@@ -114,12 +114,58 @@ impl Lifecycle {
     }
 }
 
+/// Lets a panic of any thread end the process, once it is reported: clients would wait for ever, and
+/// what the thread was changing is not known. Recovery starts from what is on disk. A hook and no
+/// guard in the threads, since tasks run in runtimes that catch what they panic with.
+pub fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 const POISONED: &str = "nothing panics while it holds the state";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::thread;
+
+    /// Set in the process that is to panic.
+    const PANICS: &str = "FERRITE_TEST_PANICS";
+
+    /// tokio catches what a connection's task panics with and goes on.
+    #[test]
+    fn a_panic_of_a_task_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt as _;
+        if std::env::var_os(PANICS).is_some() {
+            end_on_panic();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build_local(Default::default())
+                .expect("a runtime");
+            runtime.block_on(async {
+                let task = tokio::task::spawn_local(async { panic!("of a connection") });
+                // An error: it panicked. This process goes on, and its test passes.
+                drop::<Result<(), _>>(task.await);
+            });
+            return;
+        }
+        let this = std::env::current_exe().expect("a test program");
+        let child = std::process::Command::new(this)
+            .args([
+                "--exact",
+                "--nocapture",
+                "lifecycle::tests::a_panic_of_a_task_ends_the_process",
+            ])
+            .env(PANICS, "1")
+            .output()
+            .expect("it runs");
+        let told = String::from_utf8_lossy(&child.stderr);
+        assert!(told.contains("of a connection"), "{told}");
+        const SIGABRT: i32 = 6;
+        assert_eq!(child.status.signal(), Some(SIGABRT), "{told}");
+    }
 
     const ENDING: Ending = Ending { save: Save::AsConfigured, force: false };
 

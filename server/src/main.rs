@@ -3,6 +3,7 @@
 use ferrite_server::config::{self, Action, Arguments, Live, Loaded};
 use ferrite_server::context::Context;
 use ferrite_server::control::Control;
+use ferrite_server::lifecycle;
 use ferrite_server::listener::Listeners;
 use ferrite_server::logging;
 use ferrite_server::metrics::Status;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 
 /// Starts the server and serves until its end.
 fn serve(loaded: Loaded) -> Result<(), StartError> {
+    lifecycle::end_on_panic();
     let config = loaded.config.clone();
     let level = start::log(&config)?;
     start::tell_configuration(&loaded);

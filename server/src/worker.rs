@@ -236,18 +236,6 @@ impl Worker {
     }
 }
 
-/// A thread that panics while it holds this takes the process with it: its clients would wait for
-/// ever, and what it was changing is not known. Recovery starts from what is on disk.
-pub(crate) struct PanicEndsAll;
-
-impl Drop for PanicEndsAll {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
-}
-
 impl Host {
     /// The worker's counters.
     #[inline]
@@ -259,7 +247,6 @@ impl Host {
         let (context, mailbox) = (self.context.clone(), self.mailbox.clone());
         let (id, protocol) = (client.id(), client.protocol);
         std::thread::spawn(move || {
-            let _guard = PanicEndsAll;
             let mut out = Vec::new();
             let mut reply = Reply::new(&mut out, protocol);
             let outcome = job(&context, &mut reply);

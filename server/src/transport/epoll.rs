@@ -9,7 +9,7 @@
 use super::{Accepted, Socket, WorkerThread};
 use crate::connection::Next;
 use crate::context::{Context, unix_ms};
-use crate::worker::{Mailbox, PanicEndsAll, Received, Worker};
+use crate::worker::{Mailbox, Received, Worker};
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -37,7 +37,6 @@ pub(super) fn start(context: Arc<Context>, number: usize) -> io::Result<WorkerTh
     let (started, has_started) = mpsc::channel();
     let theirs = mailbox.clone();
     let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let _guard = PanicEndsAll;
         let runtime =
             Builder::new_current_thread().enable_io().enable_time().build_local(Default::default());
         match runtime {
