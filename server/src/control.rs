@@ -11,6 +11,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// The running control plane. Dropped, it stops.
@@ -25,6 +26,9 @@ impl Control {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listeners = {
             let _inside = runtime.enter();
+            // From now on SIGHUP does nothing, as in Redis: the handler outlives this listener. It
+            // is set here since this is what starts first. SIGPIPE is ignored by Rust's start.
+            drop(signal(SignalKind::hangup())?);
             let to_tokio = |listener: TcpListener| {
                 listener.set_nonblocking(true)?;
                 tokio::net::TcpListener::from_std(listener)

@@ -161,3 +161,19 @@ fn nosave_ends_a_server_that_cannot_save() {
     assert!(wire.receive_until(b"never").1);
     assert_eq!(server.wait(), Some(0));
 }
+
+/// A terminal that is closed sends SIGHUP: an end without a checkpoint before.
+#[test]
+fn a_hang_up_does_nothing() {
+    let mut server = Server::ferrite(&[]);
+    let mut wire = server.connect();
+    assert_eq!(wire.line("SET a 1"), "+OK");
+    server.signal("HUP");
+    server.signal("PIPE");
+    assert_eq!(wire.line("SET a 2"), "+OK");
+    server.signal("HUP");
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+    let again = Server::ferrite_in(server.directory.clone(), &[]);
+    assert_eq!(again.connect().bulk("GET a"), "2");
+}
