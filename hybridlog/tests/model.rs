@@ -1,5 +1,7 @@
-//! The store beside a plain map: any sequence of operations, checkpoints, restarts and damaged
-//! index images leaves both with the same keys, values, expiries and counts.
+//! The store beside a plain map: any sequence of operations, checkpoints, restarts, power cuts and
+//! damaged index images leaves both with the same keys, values, expiries and counts. After a
+//! restart or a power cut the map is that of the last checkpoint that was reported, or of the one
+//! that the cut fell into, and the sequence goes on from there.
 //!
 //! The keys collide in bucket and tag, the rings are tiny and the segments short, so that chains,
 //! cold records, commands larger than the ring and rebuilt indexes are the common case. Time is
@@ -8,7 +10,7 @@
 
 mod support;
 
-use ferrite_hybridlog::device::fault::FaultDevice;
+use ferrite_hybridlog::device::fault::{Completion, FaultDevice};
 use ferrite_hybridlog::device::{Device, FileId};
 use ferrite_hybridlog::{BlockingSession, Change, Config, Database, Store, Value};
 use proptest::prelude::*;
@@ -21,6 +23,10 @@ const EACH: usize = 3;
 /// Two keys so long that little fits beside them in a page of 4 KiB.
 const LONG: [usize; 2] = [2000, 3850];
 const KEYS: usize = GROUPS * EACH + LONG.len();
+/// Keys that make the index grow: it starts with 16 buckets and takes nine a bucket.
+const MORE: usize = 160;
+/// I/Os of a checkpoint that a power cut may choose among; later ones let it end first.
+const CHECKPOINT_STEPS: u64 = 24;
 
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -62,7 +68,20 @@ enum Step {
     FlushDatabase(u8),
     FlushAll,
     Swap(u8, u8),
+    /// Writes so many keys that the index grows.
+    Grow(u8),
+    /// Writes until all that was in memory is flushed and has left it.
+    Evict(u8),
     Checkpoint,
+    /// Cuts the power: of what was not synced, the seed says what stays.
+    Crash {
+        seed: u64,
+    },
+    /// Cuts the power at an I/O of a checkpoint.
+    CrashInCheckpoint {
+        step: u64,
+        seed: u64,
+    },
     /// Closes the store without a checkpoint and opens it again.
     Reopen,
     /// The same, with damaged index images.
@@ -120,7 +139,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2u8).prop_map(Step::FlushDatabase),
         1 => Just(Step::FlushAll),
         1 => (0..2u8, 0..2u8).prop_map(|(a, b)| Step::Swap(a, b)),
+        1 => (0..2u8).prop_map(Step::Grow),
+        1 => (0..2u8).prop_map(Step::Evict),
         4 => Just(Step::Checkpoint),
+        3 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
+        3 => (1..=CHECKPOINT_STEPS, any::<u64>())
+            .prop_map(|(step, seed)| Step::CrashInCheckpoint { step, seed }),
         3 => Just(Step::Reopen),
         2 => (any::<u64>(), 0..8u8).prop_map(|(at, bit)| Step::ReopenDamaged { at, bit }),
         2 => Just(Step::Check),
@@ -143,6 +167,16 @@ impl Disk {
                 let store = Store::open(config).expect("opens");
                 store.pause_expiry_cycle(true);
                 store
+            }
+        }
+    }
+
+    /// Cuts the power. Real files keep everything.
+    fn crash(&mut self, seed: u64) {
+        if let Self::Simulated(device) = self {
+            *device = device.crash(seed);
+            if seed.is_multiple_of(2) {
+                device.set_completion(Completion::Shuffled(seed));
             }
         }
     }
@@ -201,6 +235,7 @@ impl Pair {
         let store = disk.open(&config);
         let mut keys = colliding_keys(&disk.manifest(), GROUPS, EACH);
         keys.extend(LONG.map(|length| vec![b'k'; length]));
+        keys.extend((0..MORE).map(|i| format!("more {i}").into_bytes()));
         let session = store.blocking_session();
         let model = Model::new(3);
         let saved = model.clone();
@@ -274,6 +309,16 @@ impl Pair {
             Step::Swap(a, b) => {
                 self.store().swap_databases(Database(a), Database(b)).expect("swaps");
                 self.model.0.swap(usize::from(a), usize::from(b));
+            }
+            Step::Grow(db) => {
+                for key in KEYS..KEYS + MORE {
+                    self.put(Place { db, key }, 20, None, 0);
+                }
+            }
+            Step::Evict(db) => self.evict(db),
+            Step::Crash { seed } => self.crash(seed),
+            Step::CrashInCheckpoint { step, seed } => {
+                self.crash_in_checkpoint(step, seed);
             }
             Step::Checkpoint => {
                 self.store().checkpoint().expect("checkpoints");
@@ -442,11 +487,68 @@ impl Pair {
     fn reopen(&mut self, meanwhile: impl FnOnce(&Disk)) {
         self.open = None;
         meanwhile(&self.disk);
+        self.open_again();
+        self.model = self.saved.clone();
+        self.check();
+    }
+
+    /// As many whole pages as the ring has, and one more.
+    fn evict(&mut self, db: u8) {
+        let pages = (self.config.mutable_size + self.config.readonly_size) / self.config.page_size;
+        let before = self.store().stats().log_tail;
+        for key in 0..=pages as usize {
+            // None of these is in a mutable page any more when its turn comes again.
+            self.put(Place { db, key: KEYS + key }, usize::MAX, None, 0);
+        }
+        let now = self.store().stats();
+        assert!(now.log_head >= before, "everything has left memory");
+        assert!(now.log_flushed_until >= now.log_head, "what left memory is on the device");
+    }
+
+    fn crash(&mut self, seed: u64) {
+        self.disk.crash(seed);
+        self.reopen(|_| {});
+    }
+
+    /// Says whether the checkpoint had ended before, and whether it was found.
+    fn crash_in_checkpoint(&mut self, step: u64, seed: u64) -> (bool, bool) {
+        if let Disk::Simulated(device) = &self.disk {
+            device.cut_at(device.io_count() + step);
+        }
+        let taken = self.model.clone();
+        let ended = self.store().checkpoint().is_ok();
+        if ended {
+            self.saved = taken.clone();
+        }
+        self.disk.crash(seed);
+        self.open = None;
+        self.open_again();
+        let found = self.found();
+        assert!(found == self.saved || found == taken, "neither the last checkpoint nor this one");
+        let is_there = found == taken;
+        (self.model, self.saved) = (found.clone(), found);
+        self.check();
+        (ended, is_there)
+    }
+
+    /// What the store holds of all keys.
+    fn found(&mut self) -> Model {
+        let keys = self.keys.clone();
+        let mut found = Model::new(3);
+        for db in 0..3u8 {
+            for key in &keys {
+                if let Some(entry) = entry_of(self.session(), db, key) {
+                    found.put(db, key, entry);
+                }
+            }
+        }
+        found
+    }
+
+    fn open_again(&mut self) {
         let store = self.disk.open(&self.config);
         let session = store.blocking_session();
         self.open = Some((store, session));
-        self.model = self.saved.clone();
-        self.check();
     }
 
     fn check(&mut self) {
@@ -508,6 +610,50 @@ proptest! {
         let directory = tempfile::tempdir().expect("a temporary directory");
         live(layout(directory.path(), 4096, 2), Disk::Real(directory), &steps);
     }
+}
+
+/// The largest number of a bucket that is in the newest image, which is not compressed.
+fn largest_bucket(device: &FaultDevice) -> u64 {
+    let files = device.list().expect("lists");
+    let image = files.into_iter().filter(|f| matches!(f, FileId::Index(_))).max();
+    let bytes = device.contents(image.expect("there is an image")).expect("it is there");
+    let length = u32::from_le_bytes(bytes[12..16].try_into().expect("four bytes")) as usize;
+    let mut words = bytes[24..24 + length].chunks_exact(8);
+    let mut largest = 0;
+    while let Some(head) = words.next() {
+        let head = u64::from_le_bytes(head.try_into().expect("eight bytes"));
+        largest = largest.max(head & ((1 << 48) - 1));
+        words.nth((head >> 48) as usize - 1);
+    }
+    largest
+}
+
+/// The steps that are rare in other tests do what they are named for.
+#[test]
+fn steps_grow_evict_and_crash() {
+    let mut config = support::tiny();
+    config.compress_images = false;
+    let device = FaultDevice::new();
+    let mut pair = Pair::new(config, Disk::Simulated(device.clone()));
+    let at = Place { db: 0, key: 1 };
+    pair.run(&Step::Grow(0));
+    pair.run(&Step::Checkpoint);
+    assert!(largest_bucket(&device) >= 16, "the index has not grown");
+    let written = pair.store().stats().device_write_bytes;
+    pair.run(&Step::Evict(0));
+    assert!(pair.store().stats().device_write_bytes > written, "nothing was flushed");
+    let with_all = pair.model.clone();
+    pair.run(&Step::Crash { seed: 1 });
+    assert!(pair.model != with_all, "nothing was lost");
+    let mut outcomes = std::collections::BTreeSet::new();
+    for step in 1..=CHECKPOINT_STEPS {
+        for seed in 0..8 {
+            pair.put(at, 20, None, 0);
+            outcomes.insert(pair.crash_in_checkpoint(step, seed));
+        }
+    }
+    // It failed and was lost, it failed and was found, it ended.
+    assert!(outcomes.into_iter().eq([(false, false), (false, true), (true, true)]));
 }
 
 /// A start with data, then a checkpoint without a write, named a segment that was never made, and
