@@ -445,6 +445,23 @@ mod tests {
     }
 
     #[test]
+    fn used_memory_is_what_is_anonymous_or_locked_and_storage_has_a_section() {
+        let bench = Bench::new();
+        let text = info(&bench, &[]);
+        assert!(titles(&text).contains(&"Storage"), "{text}");
+        let text = info(&bench, &["memory"]);
+        let number = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.strip_prefix(':')).expect(name).parse().expect(name)
+        };
+        assert!(number("used_memory") > 0);
+        assert_eq!(number("used_memory"), number("memory_anonymous") + number("memory_locked"));
+        for absent in ["allocator_allocated", "used_memory_lua", "lazyfree_pending_objects"] {
+            assert!(!text.contains(absent), "{absent}");
+        }
+    }
+
+    #[test]
     fn keys_and_commands_are_counted() {
         let mut bench = Bench::new();
         assert_eq!(bench.text("set a 1"), "+OK\r\n");

@@ -5,7 +5,9 @@ mod replies;
 mod support;
 
 use replies::{Replies, Tree};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use support::Server;
 
 #[test]
@@ -77,24 +79,72 @@ fn shutdown_saves_unless_told_not_to() {
     assert_eq!(Replies::of(&server).text("GET a"), "$1\r\n1\r\n");
 }
 
-/// KEYS, and SCAN with a large COUNT, once stood to hold up every other client of their worker.
+/// KEYS, and SCAN with a large COUNT, once stood to hold up every other client of their worker. Keys
+/// are made meanwhile, one after the other: a walk in one piece finds the first so many of them, and
+/// one that lets the maker in between misses one whose place it had passed, yet finds a later one.
 #[test]
 fn other_clients_are_served_while_one_walks_over_all_keys() {
     let server = Server::ferrite(&["server.workers=1"]);
-    let [mut walker, mut other] = [&server, &server].map(Replies::of);
-    for i in 0..200 {
+    let [mut walker, mut maker] = [&server, &server].map(Replies::of);
+    for i in 0..600 {
         let words: Vec<String> = (0..100).map(|j| format!("key:{i}:{j}")).collect();
         let mut command: Vec<&[u8]> = vec![b"MSET"];
         words.iter().for_each(|word| command.extend([word.as_bytes(), b"v"]));
         assert_eq!(walker.call(&command), b"+OK\r\n");
     }
-    // In one piece this walk would answer before the server reads the GET at all.
-    walker.send(&[b"KEYS", b"nothing*"]);
-    walker.send(&[b"SCAN", b"0", b"COUNT", b"1000000", b"MATCH", b"nothing*"]);
-    assert_eq!(other.line("GET key:0:0"), b"$1\r\nv\r\n");
-    assert_eq!(walker.reply(), b"*0\r\n");
-    assert_eq!(walker.reply(), b"*2\r\n$1\r\n0\r\n*0\r\n");
-    assert!(walker.line("KEYS *").starts_with(b"*20000\r\n"));
+    let since = Instant::now();
+    for walk in ["KEYS", "SCAN"] {
+        let round = (0..).find(|round| {
+            assert!(since.elapsed() < support::PATIENCE, "{walk} lets nobody in between");
+            let pattern = format!("made:{walk}:{round}:*");
+            let walked = AtomicBool::new(false);
+            let (reply, made) = std::thread::scope(|scope| {
+                let reply = scope.spawn(|| {
+                    let reply = match walk {
+                        "KEYS" => walker.line(&format!("KEYS {pattern}")),
+                        _ => walker.line(&format!("SCAN 0 COUNT 1000000 MATCH {pattern}")),
+                    };
+                    walked.store(true, Relaxed);
+                    Tree::of(&reply)
+                });
+                let mut made = 0;
+                while !walked.load(Relaxed) {
+                    for n in made..made + 50 {
+                        let name = pattern.replace('*', &n.to_string());
+                        maker.send(&[b"SET", name.as_bytes(), b"v"]);
+                    }
+                    (0..50).for_each(|_| assert_eq!(maker.reply(), b"+OK\r\n"));
+                    made += 50;
+                }
+                (reply.join().expect("a reply"), made)
+            });
+            let names = if walk == "KEYS" { reply } else { reply.elements()[1].clone() };
+            let found: BTreeSet<_> = names.elements().iter().map(|n| n.bytes().to_vec()).collect();
+            let is_found =
+                |n: usize| found.contains(pattern.replace('*', &n.to_string()).as_bytes());
+            (0..made).skip_while(|n| is_found(*n)).any(is_found)
+        });
+        assert!(round.is_some());
+    }
+    assert_eq!(walker.line("KEYS key:*:*").iter().filter(|b| **b == b'$').count(), 60_000);
+}
+
+/// If SAVE held up its worker, the only one, nobody could ask while it runs.
+#[test]
+fn others_are_served_while_a_save_runs() {
+    let server = Server::ferrite(&["server.workers=1"]);
+    let [mut saver, mut other] = [&server, &server].map(Replies::of);
+    let since = Instant::now();
+    let mut seen = false;
+    while !seen {
+        assert!(since.elapsed() < support::PATIENCE, "nobody is served while SAVE runs");
+        saver.line("INCR n");
+        saver.send(&[b"SAVE"]);
+        for _ in 0..20 {
+            seen |= other.text("INFO persistence").contains("rdb_bgsave_in_progress:1");
+        }
+        assert_eq!(saver.reply(), b"+OK\r\n");
+    }
 }
 
 /// A sparse index, whose smallest size follows from the memory, once took thousands of calls of SCAN.

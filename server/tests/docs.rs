@@ -90,14 +90,14 @@ const DIFFERENCES: &[Difference] = &[
         what: "Fields about what Ferrite does not have are missing; there is a section `storage`, and \
                `used_memory` is the anonymous and locked memory of the process.",
         why: "A number that would always be zero helps nobody, and no allocator holds the data.",
-        test: "every_line_is_a_headline_or_a_field_and_fields_are_unique",
+        test: "used_memory_is_what_is_anonymous_or_locked_and_storage_has_a_section",
     },
     Difference {
         commands: &["KEYS"],
         what: "A key that is made or removed while KEYS runs may be in the reply or not.",
         why: "It works in slices and lets other clients in between, as it may have to read the names \
               of all keys from the disk.",
-        test: "keys_finds_every_match_once_over_many_slices",
+        test: "other_clients_are_served_while_one_walks_over_all_keys",
     },
     Difference {
         commands: &["MEMORY"],
@@ -120,7 +120,7 @@ const DIFFERENCES: &[Difference] = &[
         commands: &["SAVE"],
         what: "The other clients are served meanwhile.",
         why: "A checkpoint needs them to stand still for an instant only.",
-        test: "a_second_save_is_refused_while_one_runs",
+        test: "others_are_served_while_a_save_runs",
     },
     Difference {
         commands: &["SCAN"],

@@ -1,6 +1,6 @@
 //! Raw bytes to the real server and back: malformed, split and coalesced frames, oversized bulks,
 //! long pipelines, half-open and slow clients, limits. Where redis-server is installed its bytes
-//! are what is expected.
+//! are what is expected; elsewhere that test says `skipped`, and with `CI=true` it fails.
 
 mod support;
 
@@ -21,6 +21,17 @@ fn answer(server: &Server, chunks: &[&[u8]]) -> (Vec<u8>, bool) {
     }
     wire.send(MARK);
     wire.receive_until(MARKED)
+}
+
+/// An answer in which the number of the connection, which HELLO tells, is a word.
+fn without_the_id((mut bytes, closed): (Vec<u8>, bool)) -> (Vec<u8>, bool) {
+    const ID: &[u8] = b"$2\r\nid\r\n:";
+    if let Some(at) = bytes.windows(ID.len()).position(|w| w == ID) {
+        let digits = at + ID.len();
+        let n = bytes[digits..].iter().take_while(|b| b.is_ascii_digit()).count();
+        bytes.splice(digits..digits + n, *b"number");
+    }
+    (bytes, closed)
 }
 
 fn cases() -> Vec<Vec<u8>> {
@@ -78,13 +89,13 @@ fn cases() -> Vec<Vec<u8>> {
         "CLIENT REPLY OFF\r\nPING\r\nfoo\r\nCLIENT REPLY ON\r\nPING 1\r\n",
         "CLIENT REPLY OFF\r\nCLIENT REPLY SKIP\r\nPING\r\nCLIENT REPLY ON\r\n",
         "HELLO 3\r\nGET nothing\r\nRESET\r\nGET nothing\r\n",
+        "HELLO 2\r\nGET nothing\r\n",
+        "HELLO 4\r\nHELLO x\r\nHELLO 3 SETNAME\r\nHELLO 3 FOO\r\nGET nothing\r\n",
         "PING\r\nQUIT\r\nPING\r\n",
         "QUIT now\r\n",
         "AUTH x\r\nAUTH default x\r\nAUTH other x\r\nAUTH a b c\r\n",
     ];
     let mut cases: Vec<_> = text.iter().map(|t| t.as_bytes().to_vec()).collect();
-    // HELLO's reply holds a number that differs; its head is compared elsewhere.
-    cases.retain(|case| !case.starts_with(b"HELLO"));
     // A zero byte ends what Redis looks at: the line never ends.
     cases.push([b"ECHO a\0b\r\nPING\r\n".to_vec(), long(70_000)].concat());
     cases.push([&long(200)[..], b" ", &long(200), b" b c\r\n"].concat());
@@ -100,8 +111,8 @@ fn malformed_frames_get_the_bytes_of_redis_server() {
     let Some(redis) = Server::redis() else { return };
     let ferrite = Server::ferrite(&[]);
     for case in cases() {
-        let expected = answer(&redis, &[&case]);
-        let got = answer(&ferrite, &[&case]);
+        let expected = without_the_id(answer(&redis, &[&case]));
+        let got = without_the_id(answer(&ferrite, &[&case]));
         let shown = String::from_utf8_lossy(&case[..case.len().min(60)]).into_owned();
         let both = (String::from_utf8_lossy(&got.0), String::from_utf8_lossy(&expected.0));
         assert_eq!(got, expected, "{shown:?}: ferrite and redis-server say {both:?}");
