@@ -18,7 +18,7 @@
 //! * No socket is touched and nothing waits here: a worker asks [`Connection::run`] what is next.
 
 use crate::client::{Client, ReplyMode};
-use crate::commands::args::Args;
+use crate::commands::args::{Args, is};
 use crate::commands::{self, Call, Entry, Flags, OutsideCall, Ran, Run, table};
 use crate::context::unix_ms;
 use crate::error::{self, ErrorReply, Outcome};
@@ -29,7 +29,7 @@ use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
 use std::any::Any;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Commands of one batch: the store is left after as many.
 const BATCH: usize = 64;
@@ -82,6 +82,8 @@ pub struct Connection {
     stalled_since_ms: Option<u64>,
     /// The peer sends no more.
     ended: bool,
+    /// The peer sends what only a browser sends: nothing of it runs any more.
+    attacked: bool,
     output: Vec<u8>,
     sent: usize,
     /// For the decoder's command, while it is not queued.
@@ -148,6 +150,7 @@ impl Connection {
             next: Next::Read,
             stalled_since_ms: None,
             ended: false,
+            attacked: false,
             output: Vec::new(),
             sent: 0,
             op: Operation::new(token(slot, 0)),
@@ -314,6 +317,9 @@ impl Connection {
     /// Why nothing was loaded.
     fn what_is_next(&self, limits: &Round, host: &Host) -> Next {
         let counters = host.counters();
+        if self.attacked {
+            return Next::Abort;
+        }
         if limits.output_max > 0 && self.unsent().len() as u64 > limits.output_max {
             counters.output_limit_closed.add(1);
             return Next::Abort;
@@ -342,7 +348,8 @@ impl Connection {
     /// another number of words, are answered here.
     #[inline]
     fn load(&mut self, host: &mut Host, limits: &Round) -> Option<&'static Entry> {
-        if self.client.close_after_reply || self.waiting != Waiting::No || limits.halted {
+        let over = self.client.close_after_reply || self.attacked;
+        if over || self.waiting != Waiting::No || limits.halted {
             return None;
         }
         loop {
@@ -358,6 +365,11 @@ impl Connection {
             };
             match found {
                 Ok(entry) => return Some(entry),
+                Err(_) if self.current().is_some_and(is_http) => {
+                    self.attacked = true;
+                    warn_of_attack(&self.client);
+                    return None;
+                }
                 Err(error) => self.refuse(&error, host),
             }
         }
@@ -742,6 +754,30 @@ fn check_keys(entry: &Entry, args: Args<'_>) -> Result<(), ErrorReply> {
     match keys.any(|i| args.at(i).len() > KEY_MAX) {
         true => Err(error::KEY_TOO_LONG),
         false => Ok(()),
+    }
+}
+
+/// Whether these are words of an HTTP request, which a web page can let a browser send to any
+/// address: what follows them in its body would be commands.
+#[cold]
+fn is_http(args: Args<'_>) -> bool {
+    is(args.at(0), "POST") || is(args.at(0), "HOST:")
+}
+
+/// At most once a minute, as Redis does.
+#[cold]
+fn warn_of_attack(client: &Client) {
+    static NEXT_AT_MS: AtomicU64 = AtomicU64::new(0);
+    let now = unix_ms();
+    // Two threads that come at once may both warn.
+    if now >= NEXT_AT_MS.load(Relaxed) {
+        NEXT_AT_MS.store(now + 60_000, Relaxed);
+        tracing::warn!(
+            "Possible SECURITY ATTACK detected. It looks like somebody is sending POST or Host: \
+             commands to Ferrite. This is likely due to an attacker attempting to use Cross \
+             Protocol Scripting to compromise your Ferrite instance. Connection aborted: {}",
+            client.shared.address
+        );
     }
 }
 

@@ -262,3 +262,23 @@ fn a_look_ahead_changes_no_reply() {
         "$1\r\n1\r\n$1\r\n1\r\n-ERR Protocol error: invalid multibulk length\r\n"
     );
 }
+
+/// A web page may let a browser send such a request; redis-server 7.0.15 closes at once, too.
+#[test]
+fn the_body_of_an_http_request_does_not_run() {
+    for head in [
+        "POST / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET / HTTP/1.1\r\nAccept: text/html\r\nHost: localhost\r\n\r\n",
+        "*2\r\n$5\r\nhOsT:\r\n$1\r\na\r\n",
+        "post\r\n",
+    ] {
+        let mut wire = Wire::new();
+        wire.put(format!("{head}SET evil 1\r\n").as_bytes());
+        assert_eq!(wire.settle().0, Next::Abort, "{head}");
+        assert_eq!(wire.context.store.key_count(ferrite_hybridlog::Database(0)).0, 0);
+        // Nor does anything that comes before the transport has closed.
+        wire.put(b"SET evil 1\r\n");
+        assert_eq!(wire.settle().0, Next::Abort, "{head}");
+        assert_eq!(wire.context.store.key_count(ferrite_hybridlog::Database(0)).0, 0);
+    }
+}
