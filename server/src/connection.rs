@@ -39,6 +39,8 @@ const GROUP: usize = 16;
 const ROUND: usize = 1024;
 /// Commands behind a waiting one that are looked at.
 const LOOK_AHEAD: usize = 256;
+/// Places for commands that wait which a connection keeps when none does.
+const QUEUE_KEPT: usize = 16;
 /// Bytes of replies at which they are sent before more commands run.
 const SEND_AT: usize = 64 * 1024;
 /// The longest key, in bytes.
@@ -98,7 +100,7 @@ pub struct Connection {
 /// What a connection holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Held {
-    /// Bytes of the query buffer.
+    /// Bytes of the query buffer, and what tells its commands apart.
     input: usize,
     /// Bytes of the output buffer.
     output: usize,
@@ -218,16 +220,33 @@ impl Connection {
                 spare.output = own;
             }
         }
+        if !self.decoded {
+            self.decoder.rest();
+        }
+        if self.queue.is_empty() && self.queue.capacity() > QUEUE_KEPT {
+            self.queue = VecDeque::new();
+        }
         let held = Held {
-            input: self.input.capacity(),
+            input: self.input.capacity() + self.decoder.held() + self.queue_bytes(),
             output: self.output.capacity(),
             queued: self.queue.len(),
         };
         self.account(held, host);
         let shared = &self.client.shared;
         shared.query_bytes.store(self.input.len() as u64, Relaxed);
-        shared.query_free_bytes.store((held.input - self.input.len()) as u64, Relaxed);
+        let free = self.input.capacity() - self.input.len();
+        shared.query_free_bytes.store(free as u64, Relaxed);
         shared.output_bytes.store(self.unsent().len() as u64, Relaxed);
+    }
+    /// Memory of the queue, but for its commands' bytes.
+    fn queue_bytes(&self) -> usize {
+        let command = |queued: &Queued| {
+            size_of_val(&*queued.words) + queued.unfolded.as_ref().map_or(0, |bytes| bytes.len())
+        };
+        match self.queue.capacity() {
+            0..=QUEUE_KEPT => self.queue.iter().map(command).sum(),
+            places => places * size_of::<Queued>() + self.queue.iter().map(command).sum::<usize>(),
+        }
     }
     /// Forgets what it holds; its memory counts no more.
     pub fn forget(&mut self, host: &Host) {

@@ -173,6 +173,50 @@ fn an_idle_connection_holds_no_memory() {
     assert_eq!(wire.context.workers[0].query_buffer_bytes.get(), 0);
 }
 
+/// Many short words take more memory than their bytes do.
+#[test]
+fn what_tells_many_words_apart_is_counted_and_given_back() {
+    let many = 200_000;
+    let sent = format!("*{}\r\n$3\r\nDEL\r\n", many + 1) + &"$1\r\na\r\n".repeat(many);
+    let (most, last) = sent.as_bytes().split_at(sent.len() - 1);
+    let mut wire = Wire::new();
+    wire.put(most);
+    wire.settle();
+    let held = |wire: &Wire| wire.context.workers[0].query_buffer_bytes.get() as usize;
+    assert!(held(&wire) >= most.len() + many * size_of::<Range>(), "{}", held(&wire));
+    assert_eq!(wire.text(last), ":0\r\n");
+    assert_eq!(held(&wire), 0);
+    assert_eq!(wire.worker.connection(wire.slot).decoder.held(), 0);
+    let line = format!("DEL {}\r\n", "a".repeat(60_000));
+    assert_eq!(wire.text(line.as_bytes()), ":0\r\n");
+    assert_eq!(wire.worker.connection(wire.slot).decoder.held(), 0);
+    assert_eq!(held(&wire), 0);
+}
+
+/// Commands that wait for a read: what tells them apart counts while they wait.
+#[test]
+fn commands_that_wait_are_counted_and_their_places_given_back() {
+    let mut wire = Wire::new();
+    wire.context.lifecycle.halt(true);
+    wire.put(&b"SET a 1\r\n".repeat(100));
+    wire.worker.advance(wire.slot, false);
+    wire.context.lifecycle.halt(false);
+    let connection = wire.worker.connection(wire.slot);
+    let Decoded::Command = connection.decoder.next(connection.input.from(0), &ANY) else {
+        panic!("it is there");
+    };
+    let queued = connection.take_decoded();
+    connection.queue.reserve(1000);
+    connection.queue.push_back(queued);
+    let places = connection.queue.capacity() * size_of::<Queued>();
+    assert_eq!(connection.queue_bytes(), places + 3 * size_of::<Range>() + b"SETa1".len());
+    assert_eq!(wire.settle().1, b"+OK\r\n".repeat(100));
+    let connection = wire.worker.connection(wire.slot);
+    assert_eq!((connection.queue.capacity(), connection.queue_bytes()), (0, 0));
+}
+
+const ANY: Bounds = Bounds { bulk_max: 1 << 20, value_max: 1 << 20, stores_values: |_| false };
+
 #[test]
 fn what_was_read_is_answered_before_the_end() {
     let mut wire = Wire::new();

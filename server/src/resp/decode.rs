@@ -146,6 +146,11 @@ pub(super) enum Line {
 }
 
 impl Decoder {
+    /// Places for words that are kept between commands.
+    const WORDS_KEPT: usize = 64;
+    /// Bytes for unfolded words that are kept between commands.
+    const UNFOLDED_KEPT: usize = 4096;
+
     /// Goes on with `input`, which begins at the first byte of the current command: what the last
     /// call was given and more, or, after a command, what follows it.
     pub fn next(&mut self, input: &[u8], bounds: &Bounds) -> Decoded {
@@ -179,6 +184,26 @@ impl Decoder {
     /// Bytes of the command that was found.
     pub fn length(&self) -> usize {
         self.position
+    }
+    /// The command that was given out has run, or its words were copied: what they took is given
+    /// back, if it was much. Does nothing in the middle of a command.
+    pub fn rest(&mut self) {
+        if !matches!(self.state, State::Between | State::Given) {
+            return;
+        }
+        if self.words.capacity() > Self::WORDS_KEPT {
+            self.words = Vec::new();
+        }
+        if self.unfolded.capacity() > Self::UNFOLDED_KEPT {
+            self.unfolded = Vec::new();
+        }
+    }
+    /// Bytes that it holds beyond the few that it keeps between commands.
+    pub fn held(&self) -> usize {
+        let beyond = |bytes: usize, kept: usize| if bytes > kept { bytes } else { 0 };
+        let word = size_of::<Range>();
+        beyond(self.words.capacity() * word, Self::WORDS_KEPT * word)
+            + beyond(self.unfolded.capacity(), Self::UNFOLDED_KEPT)
     }
     /// Bytes that the current command has at least, as far as its headers tell.
     pub fn wanted(&self) -> usize {
