@@ -10,6 +10,9 @@
 //! * A sync covers the writes whose completions ran before it was submitted, not those in flight.
 //! * After a failed sync, what it should have covered is not made durable by a later sync unless
 //!   it is written again, as on Linux.
+//! * A write that gives a sector of a segment other bytes than a write before it, in this run or an
+//!   earlier one, fails, and [`FaultDevice::crash`] and the end of the device panic: what the log
+//!   has flushed never changes, and every test on this device proves it.
 //! * The same calls in the same order and the same seed give the same outcome. With
 //!   [`Completion::Stepped`] the test owns the order of everything.
 //!
@@ -173,6 +176,10 @@ impl FaultDevice {
     pub fn crash(&self, seed: u64) -> Arc<Self> {
         let mut state = self.shared.lock();
         state.cut();
+        if let Some(rewritten) = state.disk.rewritten() {
+            drop(state);
+            panic!("{rewritten}");
+        }
         let disk = state.disk.after_crash(&mut Random::new(seed));
         drop(state);
         self.shared.wake.notify_all();
@@ -386,6 +393,12 @@ impl Drop for FaultDevice {
         {
             // A panic of the thread has been reported by the panic itself.
             let _ = thread.join();
+        }
+        // A panic on the thread that carries out the writes would fail no test.
+        if let Some(rewritten) = self.shared.lock().disk.rewritten()
+            && !thread::panicking()
+        {
+            panic!("{rewritten}");
         }
     }
 }

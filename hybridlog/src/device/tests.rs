@@ -138,8 +138,11 @@ fn what_is_written_is_read_back(device: Arc<dyn Device>) {
         let both = read(&*device, file, 0, 2 * ALIGNMENT).unwrap();
         assert_eq!(both[..ALIGNMENT], block(1));
         assert_eq!(both[ALIGNMENT..], block(2));
-        write(&*device, file, 0, &block(3)).unwrap();
-        assert_eq!(*read(&*device, file, 0, ALIGNMENT).unwrap(), block(3));
+        // The log never does that, and the simulated disk refuses it.
+        if !matches!(file, FileId::Segment(_)) {
+            write(&*device, file, 0, &block(3)).unwrap();
+            assert_eq!(*read(&*device, file, 0, ALIGNMENT).unwrap(), block(3));
+        }
     }
     device.sync_directory().unwrap();
 }

@@ -6,7 +6,7 @@
 //!   changes since the last sync        └ lengths   likewise
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::super::FileId;
@@ -28,6 +28,8 @@ pub(super) struct Disk {
     nodes_made: NodeNumber,
     writes: WriteNumber,
     free_space: u64,
+    /// The first write that the log must never make; see [`Disk::rewritten`].
+    rewritten: Option<String>,
 }
 
 /// One change of a name.
@@ -47,6 +49,8 @@ struct Node {
     /// The length after the last sync, and after each change of it since.
     durable_length: usize,
     lengths: Vec<(WriteNumber, usize)>,
+    /// The sectors that were ever written, by an earlier run too.
+    written: BTreeSet<u64>,
 }
 
 #[derive(Clone)]
@@ -68,6 +72,7 @@ impl Default for Disk {
             nodes_made: 0,
             writes: 0,
             free_space: 1 << 36,
+            rewritten: None,
         }
     }
 }
@@ -137,12 +142,25 @@ impl Disk {
         }
         let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let end = start.checked_add(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        if let FileId::Segment(segment) = file
+            && let Some(sector) = self.nodes[&number].changes_sector(start, bytes)
+        {
+            let what = format!("sector {sector} of segment {segment} was written with other bytes");
+            self.rewritten.get_or_insert_with(|| what.clone());
+            return Err(io::Error::other(what));
+        }
         let length = self.nodes[&number].contents.len();
         self.take_space(end.saturating_sub(length) as u64)?;
         self.writes += 1;
         let node = self.nodes.get_mut(&number).expect("a name has a node");
         node.write(self.writes, start, bytes);
         Ok(())
+    }
+
+    /// A second write of a segment's sector with other bytes than it had been given before, which
+    /// was refused. What is flushed never changes, so the log makes no such write.
+    pub(super) fn rewritten(&self) -> Option<String> {
+        self.rewritten.clone()
     }
 
     /// Makes the writes up to `covered` durable.
@@ -265,6 +283,18 @@ impl Change {
 }
 
 impl Node {
+    /// A sector that was written before and would now get other bytes.
+    fn changes_sector(&self, start: usize, bytes: &[u8]) -> Option<u64> {
+        let end = start + bytes.len();
+        let mut again = self.written.range((start / SECTOR) as u64..end.div_ceil(SECTOR) as u64);
+        let differs = |sector: &&u64| {
+            let sector = **sector as usize * SECTOR;
+            let (from, to) = (sector.max(start), (sector + SECTOR).min(end));
+            self.contents.get(from..to) != Some(&bytes[from - start..to - start])
+        };
+        again.find(differs).copied()
+    }
+
     fn write(&mut self, number: WriteNumber, start: usize, bytes: &[u8]) {
         let end = start + bytes.len();
         let touched = start / SECTOR..end.div_ceil(SECTOR);
@@ -284,6 +314,7 @@ impl Node {
             let sector = self.sectors.get_mut(&(index as u64)).expect("inserted above");
             sector.later.push((number, content));
             sector.forsaken = false;
+            self.written.insert(index as u64);
         }
     }
 
@@ -338,7 +369,8 @@ impl Node {
             contents[start..end].copy_from_slice(&content[..end - start]);
         }
         contents.truncate(length);
-        Self { contents, durable_length: length, ..Self::default() }
+        let written = self.written.clone();
+        Self { contents, durable_length: length, written, ..Self::default() }
     }
 }
 

@@ -8,7 +8,8 @@ use super::super::tests::{block, read, sync, write};
 use super::super::{ALIGNMENT, Buffer, Bytes};
 use super::*;
 
-const FILE: FileId = FileId::Segment(1);
+// A side file: its blocks are written again as they fill.
+const FILE: FileId = FileId::Side(1);
 const BLOCK: u64 = ALIGNMENT as u64;
 const SEEDS: std::ops::Range<u64> = 0..200;
 
@@ -279,9 +280,9 @@ fn the_same_seed_leaves_the_same_disk() {
         for number in 0..20 {
             write(&*device, FILE, (number % 4) * BLOCK, &block(100 + number)).unwrap();
         }
-        device.create(FileId::Side(1), BLOCK).unwrap();
+        device.create(FileId::Side(2), BLOCK).unwrap();
         let after = device.crash(seed);
-        (after.list().unwrap(), after.contents(FILE), after.contents(FileId::Side(1)))
+        (after.list().unwrap(), after.contents(FILE), after.contents(FileId::Side(2)))
     };
     let all: Vec<_> = SEEDS.map(run).collect();
     assert_eq!(all, SEEDS.map(run).collect::<Vec<_>>());
@@ -394,4 +395,29 @@ fn a_flipped_bit_and_a_cut_end_are_found_by_reads_and_after_a_crash() {
         assert_eq!(after.size(FILE).unwrap(), 3 * BLOCK);
         assert_eq!(*read(&*after, FILE, BLOCK, ALIGNMENT).unwrap(), damaged);
     }
+}
+
+/// A segment with one written block, as an earlier run left it.
+fn with_a_written_block() -> Arc<FaultDevice> {
+    let device = FaultDevice::new();
+    device.create(FileId::Segment(1), 4 * BLOCK).unwrap();
+    write(&*device, FileId::Segment(1), BLOCK, &block(1)).unwrap();
+    sync(&*device, FileId::Segment(1)).unwrap();
+    device.sync_directory().unwrap();
+    device.crash(0)
+}
+
+#[test]
+fn a_segment_takes_new_blocks_and_the_same_bytes_again() {
+    let device = with_a_written_block();
+    write(&*device, FileId::Segment(1), BLOCK, &block(1)).unwrap();
+    write(&*device, FileId::Segment(1), 0, &block(0)).unwrap();
+    write(&*device, FileId::Segment(1), 2 * BLOCK, &block(2)).unwrap();
+}
+
+#[test]
+#[should_panic(expected = "sector 8 of segment 1 was written with other bytes")]
+fn other_bytes_for_a_written_block_of_a_segment_fail_the_test() {
+    let device = with_a_written_block();
+    write(&*device, FileId::Segment(1), BLOCK, &block(2)).unwrap_err();
 }
