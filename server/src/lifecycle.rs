@@ -2,7 +2,8 @@
 //! out.
 //!
 //! ```text
-//!   ask ── rest: nothing more is read, what was read is answered
+//!   ask ── close: new clients are refused
+//!       ── rest: nothing more is read, what was read is answered
 //!       ── halt: no command runs any more
 //!       ── checkpoint ── done: the workers stop, the program ends
 //!                     └─ failed: the server goes on as if nobody had asked, and says why

@@ -12,11 +12,11 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
-use tokio::sync::Notify;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Connections that the kernel holds until they are accepted, as Redis asks for.
 const BACKLOG: i32 = 511;
@@ -75,6 +75,15 @@ impl Listeners {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|l| l.local_addr().ok()).collect()
     }
+    /// Inside of a runtime: lets it watch them.
+    fn watch(self) -> io::Result<Vec<Watched>> {
+        let tcp = |socket| tokio::net::TcpListener::from_std(socket).map(Watched::Tcp);
+        let mut all = self.tcp.into_iter().map(tcp).collect::<io::Result<Vec<_>>>()?;
+        if let Some((socket, path)) = self.unix {
+            all.push(Watched::Unix(tokio::net::UnixListener::from_std(socket)?, path));
+        }
+        Ok(all)
+    }
 }
 
 fn refused(address: String, source: io::Error) -> ListenError {
@@ -112,8 +121,15 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 
 /// The thread that accepts.
 pub struct Acceptor {
-    stop: Arc<Notify>,
+    orders: UnboundedSender<Order>,
     thread: JoinHandle<()>,
+}
+
+enum Order {
+    /// Close the listening sockets and answer.
+    Close(mpsc::Sender<()>),
+    /// Listen where it did before.
+    Open,
 }
 
 impl Acceptor {
@@ -123,22 +139,38 @@ impl Acceptor {
         listeners: Listeners,
         workers: &[WorkerThread],
     ) -> io::Result<Self> {
-        let stop = Arc::new(Notify::new());
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let addresses = listeners.addresses();
+        let path = listeners.unix.as_ref().map(|(_, path)| path.clone());
+        let open = {
+            let _inside = runtime.enter();
+            listeners.watch()?
+        };
         let mailboxes = workers.iter().map(|w| w.mailbox.clone()).collect();
-        let stopped = stop.clone();
+        let (orders, ordered) = unbounded_channel();
         let thread = thread::Builder::new().name("acceptor".into()).spawn(move || {
-            let accepting = Accepting { context, mailboxes, turn: 0 };
-            if let Err(e) = runtime.block_on(accepting.run(listeners, &stopped)) {
-                tracing::error!("no more clients are accepted: {e}");
-            }
+            let accepting = Accepting { context, mailboxes, turn: 0, addresses, path, open };
+            runtime.block_on(accepting.run(ordered));
         })?;
-        Ok(Self { stop, thread })
+        Ok(Self { orders, thread })
     }
-    /// Closes the listening sockets.
+    /// Closes the listening sockets: when this returns, new clients are refused.
+    pub fn close(&self) {
+        let (done, closed) = mpsc::channel();
+        // An error means that the thread has ended, and its sockets are closed.
+        if self.orders.send(Order::Close(done)).is_ok() {
+            let _ = closed.recv();
+        }
+    }
+    /// Listens again, on the same addresses, as soon as the system lets it.
+    pub fn open(&self) {
+        // As above; a panic of the thread was reported when it happened.
+        let _ = self.orders.send(Order::Open);
+    }
+    /// Closes the listening sockets and ends.
     pub fn stop(self) {
-        self.stop.notify_one();
+        drop(self.orders);
         // A panic of the thread was reported when it happened.
         let _ = self.thread.join();
     }
@@ -149,6 +181,11 @@ struct Accepting {
     mailboxes: Vec<Arc<Mailbox>>,
     /// Whose turn it is to get a client.
     turn: usize,
+    /// Where it listens, or did before it was closed.
+    addresses: Vec<SocketAddr>,
+    path: Option<PathBuf>,
+    /// None while it is closed.
+    open: Vec<Watched>,
 }
 
 /// A listening socket that the runtime watches.
@@ -167,18 +204,29 @@ impl Drop for Watched {
 }
 
 impl Accepting {
-    async fn run(mut self, listeners: Listeners, stop: &Notify) -> io::Result<()> {
-        let mut all = Vec::new();
-        for listener in listeners.tcp {
-            all.push(Watched::Tcp(tokio::net::TcpListener::from_std(listener)?));
-        }
-        if let Some((listener, path)) = listeners.unix {
-            all.push(Watched::Unix(tokio::net::UnixListener::from_std(listener)?, path));
-        }
+    /// Until the orders end.
+    async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
+        let mut open_at = None;
         loop {
             let accepted = tokio::select! {
-                () = stop.notified() => return Ok(()),
-                accepted = poll_fn(|task| accept_any(&all, task)) => accepted,
+                order = orders.recv() => {
+                    let Some(order) = order else { return };
+                    open_at = None;
+                    match order {
+                        Order::Close(done) => {
+                            self.open.clear();
+                            // Nobody may wait for it any more.
+                            let _ = done.send(());
+                        }
+                        Order::Open => open_at = Some(Instant::now()),
+                    }
+                    continue;
+                }
+                () = at(open_at) => {
+                    open_at = self.listen_again();
+                    continue;
+                }
+                accepted = poll_fn(|task| accept_any(&self.open, task)) => accepted,
             };
             match accepted.and_then(|socket| self.admit(socket)) {
                 Ok(()) => {}
@@ -187,6 +235,24 @@ impl Accepting {
                     tracing::warn!("a client could not be accepted: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
+            }
+        }
+    }
+    /// Listens where it did before; if somebody else does, says when to try again.
+    fn listen_again(&mut self) -> Option<Instant> {
+        if !self.open.is_empty() {
+            return None;
+        }
+        let bound = Listeners::bind(&self.addresses, self.path.as_deref());
+        let watched = bound.map_err(|e| e.to_string());
+        match watched.and_then(|bound| bound.watch().map_err(|e| e.to_string())) {
+            Ok(open) => {
+                self.open = open;
+                None
+            }
+            Err(why) => {
+                tracing::error!("clients cannot connect again: {why}");
+                Some(Instant::now() + Duration::from_secs(1))
             }
         }
     }
@@ -211,6 +277,14 @@ impl Accepting {
         self.turn = worker + 1;
         self.mailboxes[worker].send(Message::Accepted(Accepted { socket, client }));
         Ok(())
+    }
+}
+
+/// Ready then; without a time, never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -64,6 +64,7 @@ impl Server {
                          NOSAVE, or a second signal, ends it without saving"
                     );
                     self.rest(false);
+                    self.acceptor.open();
                     self.context.lifecycle.failed(why);
                 }
             }
@@ -77,9 +78,10 @@ impl Server {
         }
     }
 
-    /// Comes to rest and takes the last checkpoint.
+    /// Closes the listening sockets, comes to rest and takes the last checkpoint.
     fn save(&self, ending: Ending) -> Result<(), String> {
-        tracing::info!("shutting down: no more commands are read");
+        tracing::info!("shutting down: no more clients and commands are taken");
+        self.acceptor.close();
         self.rest(true);
         self.wait_for_rest();
         let context = &self.context;

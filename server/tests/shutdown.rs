@@ -125,6 +125,11 @@ fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
     server.signal("TERM");
     wait_for_failures(&mut wire, "2");
     assert_eq!(wire.line("SET a 2"), "+OK", "it goes on");
+    // It listens again, too, as soon as it has said that it failed.
+    while std::net::TcpStream::connect(server.address).is_err() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(server.connect().bulk("GET a"), "2");
     assert_eq!(persistence(&mut wire)["checkpoint_last_status"], "err");
     server.signal("INT");
     assert_eq!(server.wait(), Some(1));
@@ -176,4 +181,24 @@ fn a_hang_up_does_nothing() {
     assert_eq!(server.wait(), Some(0));
     let again = Server::ferrite_in(server.directory.clone(), &[]);
     assert_eq!(again.connect().bulk("GET a"), "2");
+}
+
+/// A pool that finds the server closing goes elsewhere at once, and needs not wait for the end of
+/// a checkpoint to learn that it is not served.
+#[test]
+fn an_ending_server_refuses_new_clients_before_it_waits_for_the_others() {
+    let mut server = Server::ferrite(&["server.workers=1"]);
+    let mut wire = server.connect();
+    assert_eq!(wire.line("SETRANGE a 1048575 x"), ":1048576");
+    // Replies that nobody takes: the server waits for this client until its patience ends.
+    assert!(wire.send(&b"GET a\r\n".repeat(50)));
+    assert_eq!(wire.receive(4), b"$104");
+    server.signal("TERM");
+    while std::net::TcpStream::connect(server.address).is_ok() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!server.has_ended(), "it waits for its client");
+    let (_, ended) = wire.receive_until(b"never");
+    assert!(ended);
+    assert_eq!(server.wait(), Some(0));
 }

@@ -104,6 +104,10 @@ impl Server {
         let sent = Command::new("kill").args(["-s", name, &self.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
     }
+    /// Whether its process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
+    }
     /// Waits for its end and returns the exit code.
     pub fn wait(&mut self) -> Option<i32> {
         let until = Instant::now() + PATIENCE;
