@@ -2,11 +2,12 @@
 //! SHUTDOWN, INFO and the metrics share.
 //!
 //! One checkpoint at a time: whoever holds the [`Claim`] takes it. A failed one leaves the last
-//! complete one valid and is told in INFO, in the metrics and in the log.
+//! complete one valid and is told in INFO, in the metrics and in the log; while checkpoints are on,
+//! no command writes until one succeeds ([`admit`](crate::commands::admit)).
 
 use crate::context::unix_ms;
 use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Stats, Store};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 pub struct Checkpoints {
     /// Changes that the store's counters do not show (FLUSHDB, SWAPDB).
     unseen_changes: AtomicU64,
+    /// Whether the last one failed: `last_error` of the state, for who asks at every command.
+    failing: AtomicBool,
     state: Mutex<State>,
     free: Condvar,
 }
@@ -68,7 +71,8 @@ impl Checkpoints {
             ended: None,
             written_at_last: written(store, &store.stats(), databases, 0),
         };
-        Self { unseen_changes, state: Mutex::new(state), free: Condvar::new() }
+        let failing = AtomicBool::new(false);
+        Self { unseen_changes, failing, state: Mutex::new(state), free: Condvar::new() }
     }
 
     /// The right to take the next checkpoint; `None` while one is being taken.
@@ -89,6 +93,13 @@ impl Checkpoints {
     /// Whether one is being taken.
     pub fn in_progress(&self) -> bool {
         self.lock().began.is_some()
+    }
+    /// Whether the last one failed.
+    #[inline]
+    pub fn is_failing(&self) -> bool {
+        // Orders nothing: a write that runs just before the failure shows is as good as one that
+        // ran before the failure.
+        self.failing.load(Relaxed)
     }
     /// How they went so far.
     pub fn state(&self) -> State {
@@ -157,6 +168,7 @@ impl Claim {
                 tracing::error!("checkpoint failed, the last complete one stays valid: {e}");
             }
         }
+        self.checkpoints.failing.store(state.last_error.is_some(), Relaxed);
         drop(state);
         result
     }

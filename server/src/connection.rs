@@ -378,7 +378,10 @@ impl Connection {
             let found = match self.current() {
                 Some(args) => table().resolve(args).and_then(|entry| {
                     let long = self.current_length() > KEY_MAX as u64;
-                    if long { check_keys(entry, args).map(|()| entry) } else { Ok(entry) }
+                    if long {
+                        check_keys(entry, args)?;
+                    }
+                    commands::admit(entry, &host.context).map(|()| entry)
                 }),
                 None => Err(error::STRING_TOO_LONG),
             };

@@ -91,14 +91,18 @@ async fn tick(status: Arc<Status>) {
     }
 }
 
+/// A failed checkpoint is tried again after this long, as writes are refused meanwhile.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Whether the interval has passed since the last checkpoint ended (or the server was ready) and
-/// something was written.
+/// something was written, or the last one failed some seconds ago.
 fn is_due(context: &Context, ready: Instant) -> bool {
     let settings = &context.config.config().persistence;
-    let last = context.checkpoints.state().ended.unwrap_or(ready);
+    let passed = context.checkpoints.state().ended.unwrap_or(ready).elapsed();
+    let failing = context.checkpoints.is_failing();
     settings.checkpoint_enabled
-        && last.elapsed() >= settings.checkpoint_interval
-        && changed(context)
+        && (failing && passed >= RETRY
+            || passed >= settings.checkpoint_interval && changed(context))
 }
 
 fn changed(context: &Context) -> bool {
@@ -127,6 +131,20 @@ mod tests {
         claim.take(&context.store, 16).expect("taken");
         context.checkpoints.note_change();
         assert!(!is_due(context, long_ago), "one has just ended");
+    }
+
+    #[test]
+    fn a_failed_checkpoint_is_tried_again_though_nothing_can_be_written() {
+        let bench = Bench::new();
+        let context = &bench.context;
+        std::fs::remove_dir_all(bench.directory()).expect("it is there");
+        let claim = context.checkpoints.claim().expect("free");
+        claim.take(&context.store, 16).expect_err("there is no directory");
+        assert!(!is_due(context, Instant::now()), "it has just ended");
+        std::thread::sleep(RETRY);
+        assert!(!changed(context) && is_due(context, Instant::now()));
+        context.config.set(&[("save", "")]).expect("live");
+        assert!(!is_due(context, Instant::now()), "checkpoints are off");
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Status {
         let Some(context) = self.0.get() else {
             return unhealthy("recovering", "the data is being recovered");
         };
-        match context.store.stats().not_writable {
+        let refused = || crate::commands::writes_refused(context);
+        match context.store.stats().not_writable.or_else(refused) {
             Some(why) => unhealthy("not writable", &why),
             None => {
                 Health { healthy: true, json: serde_json::json!({ "status": "ok" }).to_string() }
@@ -235,8 +236,9 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
         }
         Ok(())
     })?;
-    let writable = u64::from(stats.not_writable.is_none());
-    page.gauge("ferrite_writable", "1 while the log takes writes", writable)?;
+    let refused =
+        stats.not_writable.is_some() || crate::commands::writes_refused(context).is_some();
+    page.gauge("ferrite_writable", "1 while clients can write", u64::from(!refused))?;
     let disk = context.rates.sizes(&context.store).disk_bytes;
     page.gauge("ferrite_disk_bytes", "Bytes of the store's files", disk)?;
     page.counter("ferrite_device_reads", "Records read from the device", stats.device_reads)?;
@@ -295,6 +297,15 @@ mod tests {
         assert!(status.health().json.contains("\"status\":\"recovering\""));
         status.ready(Arc::clone(&Bench::new().context));
         assert_eq!(status.health(), Health { healthy: true, json: r#"{"status":"ok"}"#.into() });
+        let mut bench = Bench::new();
+        let status = Status::default();
+        status.ready(Arc::clone(&bench.context));
+        std::fs::remove_dir_all(bench.directory()).expect("it is there");
+        assert!(bench.text("save").starts_with("-ERR "));
+        let health = status.health();
+        assert!(bench.context.store.stats().not_writable.is_none(), "the log itself is well");
+        assert!(!health.healthy && health.json.contains("not writable"), "{}", health.json);
+        assert!(status.metrics().expect("a page").contains("ferrite_writable 0\n"));
     }
 
     #[test]

@@ -106,8 +106,9 @@ fn persistence(wire: &mut Wire) -> BTreeMap<String, String> {
 }
 
 /// Waits until so many checkpoints have failed.
-fn wait_for_failures(wire: &mut Wire, failures: &str) {
-    while persistence(wire)["checkpoint_failed"] != failures {
+fn wait_for_failures(wire: &mut Wire, failures: u64) {
+    let failed = |wire: &mut Wire| persistence(wire)["checkpoint_failed"].parse::<u64>();
+    while failed(wire).expect("a number") < failures {
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -123,13 +124,14 @@ fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
     assert_eq!(wire.line("SHUTDOWN"), "-ERR Errors trying to SHUTDOWN. Check logs.");
     assert_eq!(wire.bulk("GET a"), "1");
     server.signal("TERM");
-    wait_for_failures(&mut wire, "2");
-    assert_eq!(wire.line("SET a 2"), "+OK", "it goes on");
+    wait_for_failures(&mut wire, 2);
+    assert!(wire.line("SET a 2").starts_with("-MISCONF "), "what is written would not be kept");
+    assert_eq!(wire.bulk("GET a"), "1", "it goes on");
     // It listens again, too, as soon as it has said that it failed.
     while std::net::TcpStream::connect(server.address).is_err() {
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(server.connect().bulk("GET a"), "2");
+    assert_eq!(server.connect().bulk("GET a"), "1");
     assert_eq!(persistence(&mut wire)["checkpoint_last_status"], "err");
     server.signal("INT");
     assert_eq!(server.wait(), Some(1));
@@ -139,14 +141,14 @@ fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
 fn once_a_checkpoint_has_succeeded_a_signal_is_a_first_one_again() {
     let mut server = Server::ferrite(&[]);
     let mut wire = server.connect();
-    assert_eq!(wire.line("SET a 1"), "+OK");
-    assert_eq!(wire.line("SAVE"), "+OK");
+    // Before the first checkpoint: the index image is what cannot be written, and that may be tried
+    // again. With an image already there the first failure is that of a sync, which is final.
     assert_eq!(wire.line("SET a 2"), "+OK");
     let (data, away) = (server.directory.path().join("data"), server.directory.path().join("away"));
     std::fs::rename(&data, &away).expect("it is there");
     server.signal("TERM");
-    wait_for_failures(&mut wire, "1");
-    assert_eq!(wire.line("SET a 3"), "+OK");
+    wait_for_failures(&mut wire, 1);
+    assert!(wire.line("SET a 3").starts_with("-MISCONF "));
     std::fs::rename(&away, &data).expect("it is there");
     assert_eq!(wire.line("SAVE"), "+OK");
     assert_eq!(wire.line("SET a 4"), "+OK");

@@ -132,6 +132,35 @@ pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
     lines.iter().chain(&LAST).for_each(|line| reply.simple(line));
 }
 
+/// Whether a command may run now. While checkpoints are on and the last one failed, what may write
+/// is refused until one succeeds, and so is PING, by which others see whether a server is well; all
+/// of that as in Redis.
+#[inline]
+pub fn admit(entry: &Entry, context: &Context) -> Result<(), ErrorReply> {
+    if context.checkpoints.is_failing() { admit_failing(entry, context) } else { Ok(()) }
+}
+
+#[cold]
+fn admit_failing(entry: &Entry, context: &Context) -> Result<(), ErrorReply> {
+    let concerned = entry.spec.flags.has(Flags::WRITE) || entry.spec.name == "PING";
+    match writes_refused(context).filter(|_| concerned) {
+        None => Ok(()),
+        Some(why) => Err(ErrorReply::owned(format!(
+            "MISCONF Ferrite is configured to take checkpoints, but it's currently unable to persist \
+             to disk: {why}. Commands that may modify the data set are disabled until a checkpoint \
+             succeeds. One is tried every few seconds, and by SAVE and BGSAVE; CONFIG SET save \"\" \
+             allows writes without checkpoints."
+        ))),
+    }
+}
+
+/// Why no command may write: the last checkpoint's error, while checkpoints are on.
+pub fn writes_refused(context: &Context) -> Option<String> {
+    let enabled = || context.config.config().persistence.checkpoint_enabled;
+    let failing = context.checkpoints.is_failing() && enabled();
+    failing.then(|| context.checkpoints.state().last_error).flatten()
+}
+
 /// What became of one run of a handler.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ran {

@@ -1,7 +1,7 @@
 //! One client on an empty store, without a socket: for the handlers' unit tests.
 
 use super::args::Args;
-use super::{Call, OutsideCall, Ran, Run, settle, table};
+use super::{Call, OutsideCall, Ran, Run, admit, settle, table};
 use crate::client::{Client, Origin};
 use crate::context::{Context, unix_ms};
 use crate::error::Stop;
@@ -14,7 +14,7 @@ pub(crate) struct Bench {
     pub(crate) context: Arc<Context>,
     pub(crate) client: Client,
     session: Session,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Bench {
@@ -30,7 +30,11 @@ impl Bench {
             worker: 0,
         };
         let shared = context.clients.add(origin, unix_ms(), 1).unwrap();
-        Self { context, client: Client::new(shared), session, _directory: directory }
+        Self { context, client: Client::new(shared), session, directory }
+    }
+    /// The store's directory.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
     /// Runs one command to its end and returns the bytes of its reply.
     pub(crate) fn run(&mut self, words: &[&[u8]]) -> Vec<u8> {
@@ -44,7 +48,9 @@ impl Bench {
             .collect();
         let args = Args::new(&bytes, &ranges);
         let mut out = Vec::new();
-        let entry = match table().resolve(args) {
+        let found = table().resolve(args);
+        let found = found.and_then(|entry| admit(entry, &self.context).map(|()| entry));
+        let entry = match found {
             Ok(entry) => entry,
             Err(e) => {
                 Reply::new(&mut out, self.client.protocol).error(&e);

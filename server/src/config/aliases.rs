@@ -55,6 +55,7 @@ pub const ALIASES: &[Alias] = &[
     Alias { name: "port", form: Form::Row("server.port") },
     Alias { name: "proto-max-bulk-len", form: Form::Row("server.max_bulk_size") },
     Alias { name: "save", form: Form::Save },
+    Alias { name: "stop-writes-on-bgsave-error", form: Form::Fixed("yes") },
     Alias { name: "tcp-keepalive", form: Form::Row("server.tcp_keepalive") },
     Alias { name: "timeout", form: Form::Row("server.timeout") },
     Alias { name: "unixsocket", form: Form::Row("server.unix_socket") },

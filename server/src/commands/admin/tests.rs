@@ -66,6 +66,36 @@ fn a_second_save_is_refused_while_one_runs() {
 }
 
 #[test]
+fn writes_are_refused_while_checkpoints_are_on_and_fail() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.text("SET a 1"), "+OK\r\n");
+    let directory = bench.directory().to_owned();
+    let away = directory.with_extension("away");
+    std::fs::rename(&directory, &away).unwrap();
+    assert!(bench.text("SAVE").starts_with("-ERR checkpoint failed: "));
+    let why = bench.context.checkpoints.state().last_error.unwrap();
+    for line in ["SET a 2", "DEL a", "INCR n", "FLUSHALL", "SWAPDB 0 1", "PING", "GETEX a PERSIST"]
+    {
+        let reply = bench.text(line);
+        assert!(reply.starts_with("-MISCONF "), "{line}: {reply}");
+        assert!(reply.contains(&why), "{line}: {reply}");
+    }
+    assert_eq!(bench.text("SET a"), "-ERR wrong number of arguments for 'set' command\r\n");
+    for (line, expected) in [("GET a", "$1\r\n1"), ("DBSIZE", ":1"), ("ECHO x", "$1\r\nx")] {
+        assert_eq!(bench.text(line), expected.to_string() + "\r\n", "{line}");
+    }
+    assert_eq!(bench.text("CONFIG SET save "), "+OK\r\n");
+    assert_eq!(bench.text("SET a 2"), "+OK\r\n", "nobody wants checkpoints");
+    assert_eq!(bench.text("PING"), "+PONG\r\n");
+    bench.run(&[b"CONFIG", b"SET", b"save", b"300 1"]);
+    assert!(bench.text("SET a 3").starts_with("-MISCONF "));
+    std::fs::rename(&away, &directory).unwrap();
+    assert_eq!(bench.text("SAVE"), "+OK\r\n");
+    assert_eq!(bench.text("SET a 3"), "+OK\r\n");
+    assert_eq!(bench.text("PING"), "+PONG\r\n");
+}
+
+#[test]
 fn what_an_operator_may_ask() {
     check(&[
         (0, "ROLE", "*3\r\n$6\r\nmaster\r\n:0\r\n*0"),
