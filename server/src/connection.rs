@@ -608,13 +608,21 @@ impl Connection {
         let ran = commands::settle(outcome, &mut call.reply, begun);
         let job = call.job.take();
         debug_assert!(!matches!(ran, Ran::Pending | Ran::Again), "nothing to wait for outside");
-        match job {
-            Some(job) if ran == Ran::Done => {
-                host.start_job(job, self.slot, &self.client);
+        let started = match job {
+            Some(job) if ran == Ran::Done => host.start_job(job, self.slot, &self.client),
+            _ => return self.ran(&ran, entry, begun, host),
+        };
+        match started {
+            Ok(()) => {
                 self.waiting = Waiting::ForJob;
                 self.ran_without_reply(entry, host);
             }
-            _ => self.ran(&ran, entry, begun, host),
+            Err(e) => {
+                let error = ErrorReply::owned(format!("ERR Can't start a thread: {e}"));
+                self.output.truncate(begun);
+                self.reply_to_output().error(&error);
+                self.ran(&Ran::Failed(error), entry, begun, host);
+            }
         }
     }
     /// The current command's reply comes from a job.

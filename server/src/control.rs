@@ -1,14 +1,16 @@
 //! The control plane: one thread with a tokio runtime for what is not a command: the metrics' HTTP
-//! server, the checkpoint interval, the once-a-second sample.
+//! server, the checkpoint interval, the once-a-second sample. A second thread takes the checkpoints
+//! of the interval; it is there from the start, so that no limit of threads keeps them from it.
 //!
 //! It starts before the store is opened, so that /health can say "recovering".
 
+use crate::checkpoints::Claim;
 use crate::context::Context;
 use crate::http;
 use crate::metrics::Status;
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,8 +19,11 @@ use tokio::sync::oneshot;
 /// The running control plane. Dropped, it stops.
 pub struct Control {
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
+
+/// A checkpoint to be taken.
+type Due = (Claim, Arc<Context>);
 
 impl Control {
     /// Starts it. `listeners` are the metrics server's; there may be none.
@@ -36,6 +41,7 @@ impl Control {
             listeners.into_iter().map(to_tokio).collect::<io::Result<Vec<_>>>()?
         };
         let (stop, stopped) = oneshot::channel();
+        let (due, take) = mpsc::channel::<Due>();
         let run = move || {
             runtime.block_on(async move {
                 for listener in listeners {
@@ -43,12 +49,20 @@ impl Control {
                 }
                 tokio::select! {
                     _ = stopped => {}
-                    () = tick(status) => {}
+                    () = tick(status, due) => {}
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("control".into()).spawn(run)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        // It ends when the other has dropped `due`.
+        let checkpoints = move || {
+            for (claim, context) in take {
+                // It logs its outcome itself, and an error leaves the server running.
+                let _ = claim.take(&context.store, context.databases);
+            }
+        };
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let threads = vec![thread("control").spawn(run)?, thread("interval").spawn(checkpoints)?];
+        Ok(Self { stop: Some(stop), threads })
     }
 
     /// Stops it and waits: a checkpoint that runs is finished first.
@@ -59,9 +73,9 @@ impl Control {
     fn halt(&mut self) {
         // An error means that the thread has ended already.
         let _ = self.stop.take().map(|stop| stop.send(()));
-        let ended = self.thread.take().map(JoinHandle::join);
-        if let Some(Err(_)) = ended {
-            tracing::error!("the control thread ended early");
+        for thread in self.threads.drain(..) {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
         }
     }
 }
@@ -72,7 +86,7 @@ impl Drop for Control {
     }
 }
 
-async fn tick(status: Arc<Status>) {
+async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ready_since = None;
@@ -84,9 +98,8 @@ async fn tick(status: Arc<Status>) {
         if is_due(context, ready)
             && let Some(claim) = context.checkpoints.claim()
         {
-            let context = Arc::clone(context);
-            // It logs its outcome itself, and an error leaves the server running.
-            tokio::task::spawn_blocking(move || claim.take(&context.store, context.databases));
+            // An error would mean that the thread has ended, which a panic alone could do.
+            let _ = due.send((claim, Arc::clone(context)));
         }
     }
 }

@@ -56,6 +56,11 @@ struct State {
 }
 
 impl Lifecycle {
+    /// Asks for the end. A failure is logged where it happens.
+    pub fn ask(&self, ending: Ending) {
+        self.lock().wanted.get_or_insert(ending);
+        self.changed.notify_all();
+    }
     /// Asks for the end and waits for it. An error is why the server goes on.
     pub fn end(&self, ending: Ending) -> Result<(), String> {
         let mut state = self.lock();

@@ -12,7 +12,7 @@ use crate::transport::{self, WorkerThread};
 use crate::worker::Message;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -153,26 +153,21 @@ pub fn end_on_signals(context: Arc<Context>) -> io::Result<()> {
     };
     let serve = move || {
         runtime.block_on(async {
-            // Whether the data could not be saved at the last signal.
-            let in_vain = Arc::new(AtomicBool::new(false));
+            // Whether a signal has asked before: if the server is there and not ending, in vain.
+            let mut asked = false;
             loop {
                 let name = tokio::select! {
                     _ = term.recv() => "SIGTERM",
                     _ = int.recv() => "SIGINT",
                 };
-                let unsaved =
-                    in_vain.load(Relaxed) && context.checkpoints.state().last_error.is_some();
+                let unsaved = asked && context.checkpoints.state().last_error.is_some();
                 if context.lifecycle.is_ending() || unsaved {
                     tracing::error!("a second signal ({name}): exiting at once, without saving");
                     std::process::exit(1);
                 }
                 tracing::info!("{name} received");
-                let (context, in_vain) = (context.clone(), in_vain.clone());
-                std::thread::spawn(move || {
-                    let ending = Ending { save: Save::AsConfigured, force: false };
-                    // A failure was logged where it happened.
-                    in_vain.store(context.lifecycle.end(ending).is_err(), Relaxed);
-                });
+                context.lifecycle.ask(Ending { save: Save::AsConfigured, force: false });
+                asked = true;
             }
         });
     };

@@ -9,6 +9,7 @@ use crate::counters::{ErrorTally, WorkerCounters};
 use crate::resp::Reply;
 use crate::transport::Accepted;
 use ferrite_hybridlog::{Session, Token};
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -242,11 +243,12 @@ impl Host {
     pub fn counters(&self) -> &WorkerCounters {
         &self.context.workers[self.number]
     }
-    /// Hands a job to a thread of its own.
-    pub(crate) fn start_job(&self, job: Job, slot: u32, client: &Client) {
+    /// Hands a job to a thread of its own. An error means that the system has no more threads: then
+    /// the job is dropped.
+    pub(crate) fn start_job(&self, job: Job, slot: u32, client: &Client) -> io::Result<()> {
         let (context, mailbox) = (self.context.clone(), self.mailbox.clone());
         let (id, protocol) = (client.id(), client.protocol);
-        std::thread::spawn(move || {
+        let run = move || {
             let mut out = Vec::new();
             let mut reply = Reply::new(&mut out, protocol);
             let outcome = job(&context, &mut reply);
@@ -258,7 +260,8 @@ impl Host {
                 context.errors.add(&mut tally);
             }
             mailbox.send(Message::JobDone { slot, id, reply: out });
-        });
+        };
+        std::thread::Builder::new().name("job".into()).spawn(run).map(drop)
     }
     /// Writes down what a round has counted.
     pub(crate) fn end_round(&mut self, client: &Client) {
