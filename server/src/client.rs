@@ -54,6 +54,13 @@ impl Client {
     pub fn id(&self) -> u64 {
         self.shared.id
     }
+    /// Bytes came from it or went to it at `now_ms` or a little later.
+    pub fn moved(&self, now_ms: u64) {
+        let at = &self.shared.active_at_ms;
+        if at.load(Relaxed) < now_ms {
+            at.store(now_ms, Relaxed);
+        }
+    }
     /// RESET: as it was when it connected, but for its number and its library's name.
     pub fn reset(&mut self) {
         self.db = Database(0);
@@ -81,7 +88,8 @@ pub struct Shared {
     pub worker: usize,
     /// When it connected, in Unix milliseconds.
     pub connected_at_ms: u64,
-    /// When it last sent something, in Unix milliseconds.
+    /// When it last sent or took something, in Unix milliseconds; a second early at most, unless a
+    /// command began then.
     pub active_at_ms: AtomicU64,
     /// Its database.
     pub db: AtomicU8,

@@ -35,6 +35,8 @@ pub struct Worker {
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     ready: Vec<Token>,
+    /// The time of the last [`Worker::sweep`].
+    swept_at_ms: u64,
 }
 
 /// What other threads tell a worker. Its bell is rung after each message; the worker empties it
@@ -114,6 +116,7 @@ impl Worker {
             connections: Vec::new(),
             free: Vec::new(),
             ready: Vec::new(),
+            swept_at_ms: 0,
         }
     }
     /// Takes a client in and returns its slot.
@@ -147,12 +150,18 @@ impl Worker {
     /// `n` bytes were put there.
     pub fn received(&mut self, slot: u32, n: usize) {
         self.host.counters().input_bytes.add(n as u64);
-        self.connection(slot).received(n);
+        let now_ms = self.swept_at_ms;
+        let connection = self.connection(slot);
+        connection.received(n);
+        connection.client.moved(now_ms);
     }
     /// `n` bytes of its replies were sent.
     pub fn sent(&mut self, slot: u32, n: usize) {
         self.host.counters().output_bytes.add(n as u64);
-        self.connection(slot).sent(n);
+        let now_ms = self.swept_at_ms;
+        let connection = self.connection(slot);
+        connection.sent(n);
+        connection.client.moved(now_ms);
     }
     /// Lets a connection run what it can. `blocked`: its socket takes no more replies now.
     pub fn advance(&mut self, slot: u32, blocked: bool) -> Next {
@@ -170,6 +179,7 @@ impl Worker {
     }
     /// Marks clients that were silent, or took no reply, for too long; returns their slots.
     pub fn sweep(&mut self, now_ms: u64) -> Vec<u32> {
+        self.swept_at_ms = now_ms;
         let limits = &self.host.context.limits;
         let mut late = Vec::new();
         for (slot, connection) in (0..).zip(&mut self.connections) {

@@ -326,3 +326,24 @@ fn the_body_of_an_http_request_does_not_run() {
         assert_eq!(wire.context.store.key_count(ferrite_hybridlog::Database(0)).0, 0);
     }
 }
+
+/// A long command that is on its way, and a long reply, are no silence.
+#[test]
+fn a_client_is_not_idle_while_bytes_move() {
+    let mut wire = Wire::new();
+    wire.context.limits.idle_timeout_s.set(10);
+    let start = unix_ms();
+    let mut at = start;
+    wire.put(b"*2\r\n$4\r\nECHO\r\n$100\r\n");
+    for _ in 0..10 {
+        at += 8_000;
+        assert!(wire.worker.sweep(at).is_empty(), "after {} ms", at - start);
+        wire.text(b"0123456789");
+    }
+    assert!(wire.worker.sweep(at + 10_000).is_empty());
+    wire.put(b"\r\n");
+    // It ran at a time long before `at`, which is made up: what counts is that its reply goes.
+    assert!(!wire.settle().1.is_empty());
+    assert!(wire.worker.sweep(at + 20_000).is_empty());
+    assert_eq!(wire.worker.sweep(at + 21_000), [wire.slot]);
+}
