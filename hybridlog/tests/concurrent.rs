@@ -167,6 +167,43 @@ fn transfers_are_whole_to_readers_and_in_every_cut_on_a_disk_that_reorders() {
     transfers(layout("simulated".as_ref(), 8192, 6), Completion::Shuffled(7), 1500, 2);
 }
 
+/// Reads of one key each take no latch: whoever has seen a command's first effect must see its
+/// last one, too.
+#[test]
+fn a_command_of_several_keys_is_whole_to_those_who_read_one_at_a_time() {
+    let device = FaultDevice::new();
+    let store = support::open(&layout("simulated".as_ref(), 16 << 10, 8), &device);
+    // Many effects between the first and the last one, so that a reader often comes between them.
+    let keys: Vec<[u8; 4]> = (0..100u32).map(u32::to_le_bytes).collect();
+    let places: Vec<(Database, &[u8])> = keys.iter().map(|key| (DB, &key[..])).collect();
+    let (first, last) = (keys[0], keys[keys.len() - 1]);
+    let write = |s: &mut BlockingSession, version: u64| {
+        s.run(|inside, op| {
+            inside.update_many(op, &places, |many| {
+                (0..places.len()).for_each(|i| many.put_owned(i, padded(version, 8), None, 0));
+            })
+        })
+        .expect("writes");
+    };
+    write(&mut store.blocking_session(), 0);
+    let stop = AtomicBool::new(false);
+    support::threads(|scope| {
+        scope.spawn(|| {
+            let _stop = StopAtEnd(&stop);
+            let mut s = store.blocking_session();
+            (1..=4000).for_each(|version| write(&mut s, version));
+        });
+        scope.spawn(|| {
+            let mut s = store.blocking_session();
+            let mut read = |key| number(&s.read(DB, key).expect("reads").expect("it is there"));
+            while !stop.load(Ordering::Relaxed) {
+                let (before, after) = (read(&first), read(&last));
+                assert!(after >= before, "{after} after {before}: half of a command was seen");
+            }
+        });
+    });
+}
+
 #[test]
 fn a_key_never_goes_back_and_is_never_torn() {
     let device = FaultDevice::new();

@@ -136,7 +136,9 @@ fn image_for(
     }
     let fuzzy_start = tail;
     // Whoever reserved a place below `fuzzy_start` publishes it before the image begins.
-    inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
+    if !mutant!("image_without_grace") {
+        inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
+    }
     let length = image::write(inner, number).map_err(|e| {
         // What is there of it only takes space; the next start removes it at the latest.
         drop(inner.log.device.remove(FileId::Index(number)));
@@ -172,7 +174,7 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
     let mut full = FullDisk::new(inner);
     let closed = loop {
         refuse_when_broken(inner)?;
-        let closed = inner.gate.close(&log.epoch);
+        let closed = (!mutant!("cut_without_gate")).then(|| inner.gate.close(&log.epoch));
         // Room that was granted to those who wait at the gate is of no use to them now.
         log.room.revoke(&log.tail);
         if log.tail.grant(BLOCK_WORDS) {
@@ -303,7 +305,7 @@ fn next_manifest(
         0,
         Checkpoint { number, taken_at_ms, begin: begin.min(cut), cut, extents, image, map, slots },
     );
-    manifest.checkpoints.truncate(KEPT);
+    manifest.checkpoints.truncate(if mutant!("keeps_one_checkpoint") { 1 } else { KEPT });
     manifest
 }
 

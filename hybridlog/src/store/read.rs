@@ -9,6 +9,7 @@ use super::session::Inside;
 use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
+use crate::sync::mutant;
 use ferrite_index::Address;
 
 /// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
@@ -55,7 +56,7 @@ impl Inside<'_> {
                 return Ok(f(None));
             };
             let Some(loaded) = located.record.try_load(&mut self.scratch.value) else { continue };
-            if !probe.still_open() {
+            if !probe.still_open() && !mutant!("read_ignores_multi") {
                 continue;
             }
             if pinned.is_due(loaded.expires_at_ms) {
