@@ -2,7 +2,7 @@
 
 use super::args::Args;
 use super::{CommandSpec, Flags, Group, OutsideCall, Run, help};
-use crate::config::{SetError, apply_limits};
+use crate::config::{Config, apply_limits};
 use crate::error::{self, ErrorReply, Outcome};
 use crate::glob;
 use crate::totals::Totals;
@@ -109,8 +109,8 @@ fn set(call: &mut OutsideCall<'_>) -> Outcome {
         pairs.push((text(words.at(i)), text(words.at(i + 1))));
     }
     let pairs: Vec<_> = pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-    let config = call.context.config.set(&pairs).map_err(|e: SetError| error_reply(&e))?;
-    apply_limits(&config, &call.context.limits);
+    let apply = |config: &Config| apply_limits(config, &call.context.limits);
+    call.context.config.set_and(&pairs, apply).map_err(|e| error_reply(&e))?;
     call.reply.ok();
     Ok(())
 }

@@ -79,8 +79,18 @@ impl Live {
         rows.chain(aliases.map(|alias| (alias.name, alias.get(&values)))).collect()
     }
 
-    /// Sets several settings, all or none, and answers what is in force then.
-    pub fn set(&self, pairs: &[(&str, &str)]) -> Result<Arc<Config>, SetError> {
+    /// Sets several settings, all or none.
+    pub fn set(&self, pairs: &[(&str, &str)]) -> Result<(), SetError> {
+        self.set_and(pairs, |_| ())
+    }
+
+    /// The same; `apply` is given what is in force then, before another change can be made: so what
+    /// it copies elsewhere is never the older of two.
+    pub fn set_and(
+        &self,
+        pairs: &[(&str, &str)],
+        apply: impl FnOnce(&Config),
+    ) -> Result<(), SetError> {
         let names: Vec<_> = pairs.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         for ((written, _), name) in pairs.iter().zip(&names) {
             Name::find(name).ok_or_else(|| SetError::Unknown((*written).to_owned()))?;
@@ -111,7 +121,8 @@ impl Live {
         }
         state.values = values;
         state.config = Arc::new(config);
-        Ok(Arc::clone(&state.config))
+        apply(&state.config);
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -192,10 +203,33 @@ mod tests {
     fn a_live_setting_takes_effect() {
         let (live, limits) = (Live::default(), Limits::default());
         let pairs = [("timeout", "7"), ("server.max_connections", "5")];
-        apply_limits(&live.set(&pairs).expect("both are live"), &limits);
+        live.set_and(&pairs, |config| apply_limits(config, &limits)).expect("both are live");
         assert_eq!((limits.idle_timeout_s.get(), limits.max_connections.get()), (7, 5));
         let get = live.get(|name| name == "maxclients" || name == "server.timeout");
         assert_eq!(get, [("server.timeout", "7".into()), ("maxclients", "5".to_owned())]);
+    }
+
+    #[test]
+    fn of_two_changes_at_a_time_the_one_in_force_is_applied_last() {
+        let (live, limits) = (Live::default(), Limits::default());
+        let (told, applied) = std::sync::mpsc::channel();
+        let set = |seconds: &str, before: &mut dyn FnMut()| {
+            let apply = |config: &Config| {
+                before();
+                apply_limits(config, &limits);
+            };
+            live.set_and(&[("timeout", seconds)], apply).expect("live");
+        };
+        std::thread::scope(|scope| {
+            set("1", &mut || {
+                let told = told.clone();
+                scope.spawn(move || set("2", &mut || told.send(()).expect("somebody waits")));
+                let early = applied.recv_timeout(Duration::from_millis(200));
+                assert!(early.is_err(), "the later change came in between");
+            });
+        });
+        assert_eq!(limits.idle_timeout_s.get(), 2);
+        assert_eq!(live.config().server.timeout, Duration::from_secs(2));
     }
 
     #[test]
