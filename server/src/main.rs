@@ -45,7 +45,8 @@ fn serve(loaded: Loaded) -> Result<(), StartError> {
     let config = loaded.config.clone();
     let level = start::log(&config)?;
     start::tell_configuration(&loaded);
-    start::raise_descriptor_limit(config.server.max_connections);
+    let live = Live::new(loaded);
+    start::fit_clients(&live);
 
     // What fails quickly comes first: the sockets, then the data.
     let unix_socket = config.server.unix_socket.as_deref();
@@ -57,8 +58,8 @@ fn serve(loaded: Loaded) -> Result<(), StartError> {
     let directory = start::data_directory(&config.store.directory)?;
     let store = start::open_store(&config, &directory)?;
 
-    let live = Live::new(loaded);
     live.on_change(follow(level));
+    live.on_change(start::refuse_too_many_clients);
     let context = Arc::new(Context::with_config(store.clone(), live, directory));
     start::tell_store(&context);
     server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;

@@ -1,6 +1,6 @@
 //! What can stand in the way of a start, each with what to do about it; and what a start tells.
 
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Live, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
 use crate::listener::ListenError;
@@ -197,26 +197,66 @@ pub fn tell_listening(context: &Context) {
     }
 }
 
-/// Lets the process have as many descriptors as it may, and tells when that is too few.
-pub fn raise_descriptor_limit(max_connections: u64) {
+/// Descriptors of other things than clients and the store's files: listeners, epoll, pipes, the log.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// What the store may keep open under a limit of `limit` descriptors: it takes a quarter of them.
+fn store_descriptors(limit: u64) -> u64 {
+    (limit / 4).clamp(32, 1024)
+}
+
+/// How many clients fit under a limit of `limit` descriptors, without taking any from the store.
+fn clients_under(limit: u64) -> u64 {
+    limit.saturating_sub(store_descriptors(limit) + OTHER_DESCRIPTORS)
+}
+
+/// Raises the limit of open files as far as it goes, when `clients` do not fit under it; answers
+/// how many do.
+fn raise_descriptor_limit(clients: u64) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    /// Files of the store, listeners, pipes.
-    const OTHERS: u64 = 64;
     let limit = getrlimit(Resource::Nofile);
-    // Without a hard limit what is wanted is asked for.
-    let wanted = limit.maximum.unwrap_or(max_connections + OTHERS);
-    if limit.current.is_some_and(|current| current < wanted) {
+    let current = limit.current.unwrap_or(u64::MAX);
+    if clients_under(current) < clients {
+        // Without a hard limit what is wanted is asked for.
+        let most = clients.saturating_add(OTHER_DESCRIPTORS + store_descriptors(u64::MAX));
+        let wanted = limit.maximum.unwrap_or(most);
         let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        if let Err(e) = setrlimit(Resource::Nofile, raised) {
+        if current < wanted
+            && let Err(e) = setrlimit(Resource::Nofile, raised)
+        {
             tracing::warn!("the limit of open files cannot be raised to {wanted}: {e}");
         }
     }
-    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if now < max_connections + OTHERS {
+    clients_under(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
+
+/// Makes room for `server.max_connections` clients. As many as the limit of open files leaves are
+/// what is in force then: more would take the descriptors that the store needs.
+pub fn fit_clients(config: &Live) {
+    let wanted = config.config().server.max_connections;
+    let fit = raise_descriptor_limit(wanted).max(1);
+    if fit < wanted {
         tracing::warn!(
-            "the limit of open files is {now}: fewer than server.max_connections \
-             ({max_connections}) will fit; raise it with ulimit -n"
+            "server.max_connections has been reduced from {wanted} to {fit} to compensate for the low \
+             limit of open files; if you need more clients, raise it with ulimit -n"
         );
+        let text = fit.to_string();
+        config.set(&[("server.max_connections", &text)]).expect("1 or more is in its range");
+    }
+}
+
+/// CONFIG SET maxclients: refuses, in Redis's words, what the system does not carry.
+pub fn refuse_too_many_clients(old: &Config, new: &Config) -> Result<(), String> {
+    let wanted = new.server.max_connections;
+    if wanted <= old.server.max_connections {
+        return Ok(());
+    }
+    match raise_descriptor_limit(wanted) {
+        fit if fit < wanted => Err(format!(
+            "The operating system is not able to handle the specified number of clients, try with \
+             {fit}"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -304,6 +344,17 @@ mod tests {
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let advice = advice(&full, "--data-dir");
         assert_eq!(advice, "free some space on that disk, or choose another with --data-dir");
+    }
+
+    #[test]
+    fn clients_leave_the_store_its_descriptors() {
+        for (limit, clients) in [(0, 0), (96, 0), (100, 4), (256, 128), (1024, 704)] {
+            assert_eq!(clients_under(limit), clients, "{limit}");
+        }
+        assert_eq!(clients_under(1 << 20), (1 << 20) - 1024 - 64);
+        for clients in [1u64, 100, 10_000, 1 << 30] {
+            assert!(clients_under(clients + OTHER_DESCRIPTORS + 1024) >= clients);
+        }
     }
 
     #[test]

@@ -414,3 +414,25 @@ fn the_settings_in_the_documentation_are_the_tables() {
         assert!(page == current, "docs/operating.md is not current: {BEGIN}");
     }
 }
+
+/// Under `ulimit -n 256` the store keeps a quarter, other things 64, and clients what is left.
+#[test]
+fn clients_cannot_take_the_stores_descriptors() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut limited = Command::new("sh");
+    limited.current_dir(directory.path()).env_clear();
+    limited.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ferrite")]);
+    limited.args(["--set", "storage.hybridlog_mutable_size=16MiB"]);
+    let server = Server::start_with(&mut limited);
+    assert!(
+        server.logged("server.max_connections has been ").starts_with("reduced from 10000 to 128")
+    );
+    let mut client = server.client();
+    assert_eq!(ask(&mut client, &["CONFIG", "GET", "maxclients"]), ["maxclients", "128"]);
+    let refused = "-ERR CONFIG SET failed (possibly related to argument 'maxclients') - The operating \
+                   system is not able to handle the specified number of clients, try with 128";
+    assert_eq!(ask(&mut client, &["CONFIG", "SET", "maxclients", "129"]), [refused]);
+    assert_eq!(ask(&mut client, &["CONFIG", "SET", "maxclients", "100"]), ["OK"]);
+    assert_eq!(ask(&mut client, &["CONFIG", "SET", "maxclients", "128"]), ["OK"]);
+    assert_eq!(server.terminate(), Some(0));
+}

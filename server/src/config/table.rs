@@ -182,7 +182,7 @@ pub const ROWS: &[Row] = &[
     Row::new("server.transport", Kind::Choice(TRANSPORTS), "auto",
         "How sockets are read and written: auto, io_uring (not yet), epoll."),
     Row::new("server.max_connections", Kind::Integer(1, u32::MAX as u64), "10000",
-        "Clients served at once; one more is told so and closed.").live(),
+        "Clients served at once (fewer if the limit of open files is low); one more is told so and closed.").live(),
     Row::new("server.tcp_keepalive", Kind::Duration(0, INT_MAX_S), "300",
         "Idle time before TCP probes a connection; 0 sends no probes.").live(),
     Row::new("server.timeout", Kind::Duration(0, INT_MAX_S), "0",
