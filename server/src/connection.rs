@@ -609,13 +609,15 @@ impl Connection {
         let job = call.job.take();
         debug_assert!(!matches!(ran, Ran::Pending | Ran::Again), "nothing to wait for outside");
         let started = match job {
-            Some(job) if ran == Ran::Done => host.start_job(job, self.slot, &self.client),
+            Some(job) if ran == Ran::Done => host.start_job(job, entry.id, self.slot, &self.client),
             _ => return self.ran(&ran, entry, begun, host),
         };
         match started {
             Ok(()) => {
                 self.waiting = Waiting::ForJob;
-                self.ran_without_reply(entry, host);
+                host.ledger.hand_over();
+                host.last_command = entry.id;
+                self.consume();
             }
             Err(e) => {
                 let error = ErrorReply::owned(format!("ERR Can't start a thread: {e}"));
@@ -624,13 +626,6 @@ impl Connection {
                 self.ran(&Ran::Failed(error), entry, begun, host);
             }
         }
-    }
-    /// The current command's reply comes from a job.
-    fn ran_without_reply(&mut self, entry: &'static Entry, host: &mut Host) {
-        host.counters().commands.add(1);
-        host.counters().by_command[entry.id].calls.add(1);
-        host.last_command = entry.id;
-        self.consume();
     }
 
     /// The current command waits for its operation; those behind it are looked at meanwhile.

@@ -2,7 +2,7 @@
 //! need to know: it moves bytes and asks [`Worker::advance`] what is next.
 
 use crate::client::Client;
-use crate::commands::Job;
+use crate::commands::{self, Job, Ran};
 use crate::connection::{Connection, Next, Spare, slot_of};
 use crate::context::Context;
 use crate::counters::{ErrorTally, WorkerCounters};
@@ -63,6 +63,8 @@ pub enum Message {
         id: u64,
         /// What the job wrote.
         reply: Vec<u8>,
+        /// How its command went.
+        run: JobRun,
     },
     /// A client of this worker's.
     Accepted(Accepted),
@@ -73,6 +75,17 @@ pub enum Message {
     Report(u64),
     /// Drop all connections and end.
     Stop,
+}
+
+/// How the command of a job went, for the counters.
+#[derive(Clone, Copy, Debug)]
+pub struct JobRun {
+    /// The number of the command's entry.
+    entry: usize,
+    /// How long it took.
+    nanoseconds: u64,
+    /// Whether its reply is an error.
+    failed: bool,
 }
 
 /// What the mailbox held for the transport.
@@ -218,7 +231,9 @@ impl Worker {
                         wake(slot);
                     }
                 }
-                Message::JobDone { slot, id, reply } => {
+                Message::JobDone { slot, id, reply, run } => {
+                    // It ran, even if nobody waits for it any more.
+                    self.host.count_job(run);
                     if let Some(connection) = self.client(slot, id) {
                         connection.finish_job(&reply);
                         wake(slot);
@@ -255,23 +270,47 @@ impl Host {
     }
     /// Hands a job to a thread of its own. An error means that the system has no more threads: then
     /// the job is dropped.
-    pub(crate) fn start_job(&self, job: Job, slot: u32, client: &Client) -> io::Result<()> {
+    pub(crate) fn start_job(
+        &self,
+        job: Job,
+        entry: usize,
+        slot: u32,
+        client: &Client,
+    ) -> io::Result<()> {
         let (context, mailbox) = (self.context.clone(), self.mailbox.clone());
         let (id, protocol) = (client.id(), client.protocol);
-        let run = move || {
+        let work = move || {
             let mut out = Vec::new();
             let mut reply = Reply::new(&mut out, protocol);
+            let since = Instant::now();
             let outcome = job(&context, &mut reply);
-            if let crate::commands::Ran::Failed(error) =
-                crate::commands::settle(outcome, &mut reply, 0)
-            {
-                let mut tally = ErrorTally::default();
-                tally.count(&error);
-                context.errors.add(&mut tally);
-            }
-            mailbox.send(Message::JobDone { slot, id, reply: out });
+            let nanoseconds = since.elapsed().as_nanos() as u64;
+            let ran = commands::settle(outcome, &mut reply, 0);
+            let failed = match ran {
+                Ran::Failed(error) => {
+                    let mut tally = ErrorTally::default();
+                    tally.count(&error);
+                    context.errors.add(&mut tally);
+                    true
+                }
+                _ => false,
+            };
+            let run = JobRun { entry, nanoseconds, failed };
+            mailbox.send(Message::JobDone { slot, id, reply: out, run });
         };
-        std::thread::Builder::new().name("job".into()).spawn(run).map(drop)
+        std::thread::Builder::new().name("job".into()).spawn(work).map(drop)
+    }
+    fn count_job(&self, run: JobRun) {
+        let counters = self.counters();
+        let command = &counters.by_command[run.entry];
+        counters.commands.add(1);
+        command.calls.add(1);
+        command.nanoseconds.add(run.nanoseconds);
+        command.latency.record(run.nanoseconds, 1);
+        if run.failed {
+            counters.errors.add(1);
+            command.failed.add(1);
+        }
     }
     /// Writes down what a round has counted.
     pub(crate) fn end_round(&mut self, client: &Client) {
@@ -310,6 +349,15 @@ impl Ledger {
                 let now = Instant::now();
                 self.add(now, counters);
                 self.running = Some(Running { id, since: now, calls: 1 });
+            }
+        }
+    }
+    /// The command that was begun last goes on as a job, which is counted at its end.
+    pub fn hand_over(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.calls -= 1;
+            if running.calls == 0 {
+                self.running = None;
             }
         }
     }

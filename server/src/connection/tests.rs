@@ -10,7 +10,7 @@ struct Wire {
     worker: Worker,
     slot: u32,
     context: Arc<Context>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Wire {
@@ -30,7 +30,7 @@ impl Wire {
         };
         let shared = context.clients.add(origin, unix_ms(), 1).unwrap();
         let slot = worker.open(shared);
-        Self { worker, slot, context, _directory: directory }
+        Self { worker, slot, context, directory }
     }
     fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -346,4 +346,28 @@ fn a_client_is_not_idle_while_bytes_move() {
     assert!(!wire.settle().1.is_empty());
     assert!(wire.worker.sweep(at + 20_000).is_empty());
     assert_eq!(wire.worker.sweep(at + 21_000), [wire.slot]);
+}
+
+/// Commands that another thread carries out count as others do: errors, calls and time.
+#[test]
+fn a_job_is_counted_at_its_end() {
+    let mut wire = Wire::new();
+    let count = |wire: &Wire, name: &[u8]| {
+        let (context, entry) = (&wire.context, table().find(name).expect("a command").id);
+        let totals = crate::totals::Totals::since_start(context, &context.store.stats());
+        let parts = context.workers.iter().map(|worker| &worker.by_command[entry].latency);
+        let longest = crate::latency::percentiles(parts).map(|all| all[all.len() - 1]);
+        (totals.by_command[entry], totals.errors, longest.unwrap_or(0))
+    };
+    assert_eq!(wire.text(b"DEBUG SLEEP 0.02\r\n"), "+OK\r\n");
+    let (debug, errors, longest) = count(&wire, b"DEBUG");
+    assert_eq!((debug.calls, debug.failed, errors), (1, 0, 0));
+    assert!(debug.nanoseconds >= 20_000_000 && longest >= 19_000_000, "{debug:?}, {longest}");
+    // No checkpoint without its directory.
+    let files = wire.directory.path();
+    std::fs::rename(files.join("checkpoints"), files.join("away")).expect("it is there");
+    assert!(wire.text(b"SET a 1\r\nSAVE\r\n").starts_with("+OK\r\n-"));
+    let (save, errors, _) = count(&wire, b"SAVE");
+    assert_eq!((save.calls, save.failed, errors), (1, 1, 1));
+    assert_eq!(wire.context.errors.list().iter().map(|(_, n)| n).sum::<u64>(), 1);
 }
