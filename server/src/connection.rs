@@ -372,7 +372,7 @@ impl Connection {
             return None;
         }
         loop {
-            if self.over_the_pause(limits) || !self.arrive(limits) {
+            if self.over_the_pause(limits) || !self.arrive(limits, host) {
                 return None;
             }
             let found = match self.current() {
@@ -397,7 +397,7 @@ impl Connection {
         }
     }
     /// Whether a command is there: queued, decoded, or decoded now.
-    fn arrive(&mut self, limits: &Round) -> bool {
+    fn arrive(&mut self, limits: &Round, host: &mut Host) -> bool {
         if self.decoded || !self.queue.is_empty() {
             return true;
         }
@@ -421,6 +421,8 @@ impl Connection {
                     let begun = self.output.len();
                     let error = ErrorReply::owned(error.text());
                     self.reply_to_output().error(&error);
+                    host.counters().errors.add(1);
+                    host.ledger.errors.count(&error);
                     self.apply_reply_mode(begun);
                     self.client.close_after_reply = true;
                     return false;

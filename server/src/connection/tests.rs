@@ -371,3 +371,15 @@ fn a_job_is_counted_at_its_end() {
     assert_eq!((save.calls, save.failed, errors), (1, 1, 1));
     assert_eq!(wire.context.errors.list().iter().map(|(_, n)| n).sum::<u64>(), 1);
 }
+
+/// As redis-server 7.0.15 does, even if the reply is not wanted.
+#[test]
+fn a_protocol_error_is_counted() {
+    for sent in ["*x\r\n", "GET \"a\r\n", "CLIENT REPLY OFF\r\n*1\r\n+\r\n"] {
+        let mut wire = Wire::new();
+        wire.put(sent.as_bytes());
+        assert_eq!(wire.settle().0, Next::Close, "{sent}");
+        assert_eq!(wire.context.workers[0].errors.get(), 1, "{sent}");
+        assert_eq!(wire.context.errors.list(), [(b"ERR".to_vec(), 1)], "{sent}");
+    }
+}
