@@ -6,6 +6,8 @@ mod support;
 
 use ferrite_hybridlog::device::fault::{Fault, FaultDevice, Operation};
 use ferrite_hybridlog::{BlockingSession, Change, Config, Database, Store};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
@@ -131,6 +133,35 @@ fn where_nothing_may_be_locked_pages_stay_in_their_frames() {
     let output = child.output().expect("runs");
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+}
+
+/// What nobody needs any more must not stay on the disk because it is warm.
+#[test]
+fn files_go_with_what_was_flushed_though_their_pages_are_in_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = layout(folder.path(), PAGE, FRAMES);
+    let segments = || -> BTreeSet<OsString> {
+        let files = std::fs::read_dir(folder.path().join("checkpoints")).expect("lists");
+        let names = files.map(|file| file.expect("lists").file_name());
+        names.filter(|name| name.to_string_lossy().contains(".log-")).collect()
+    };
+    let store = Store::open(config.clone()).expect("opens");
+    let mut s = store.blocking_session();
+    (0..500).for_each(|n| put(&mut s, n));
+    store.checkpoint().expect("checkpoints");
+    drop((s, store));
+
+    let store = Store::open(config).expect("opens again");
+    wait_for_window(&store, 2 * PAGE);
+    let before = segments();
+    store.flush_all().expect("flushes");
+    let mut s = store.blocking_session();
+    put(&mut s, 1);
+    // The last checkpoint but one still needs them after the first of these.
+    (0..2).for_each(|_| drop(store.checkpoint().expect("checkpoints")));
+    assert!(segments().is_disjoint(&before), "of {before:?} there is {:?}", segments());
+    check(&mut s, std::iter::once(1));
+    assert_eq!(support::entry_of(&mut s, 0, &key(2)), None);
 }
 
 #[test]

@@ -342,7 +342,7 @@ fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> st
 fn forget(inner: &Inner, manifest: &Manifest) {
     let log = &inner.log;
     let begin = manifest.checkpoints.iter().map(|c| c.begin).min().unwrap_or(0);
-    log.boundaries.truncate(begin.min(log.boundaries.safe_head()));
+    log.truncate(begin);
     let first = log.geometry.segment_of(log.boundaries.begin());
     let files = match log.device.list() {
         Ok(files) => files,

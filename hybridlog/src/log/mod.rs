@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tail::{Reserved, Tail};
 
 /// Where a log begins and what earlier runs left of it.
@@ -54,6 +54,8 @@ pub(crate) struct Log {
     pub start: u64,
     /// What of earlier runs may be in memory.
     pub earlier: EarlierPages,
+    /// No kept checkpoint needs what lies below: it may leave memory whatever else could stay.
+    not_needed_below: AtomicU64,
     /// Why pages are not mapped from their files but stay in their frames, if so.
     pub unmapped: Option<String>,
     pub boundaries: Boundaries,
@@ -140,6 +142,9 @@ impl Health {
     }
 }
 
+/// How long to wait for pages that are not needed any more to leave memory.
+const LEAVING: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 struct Wake {
     asked: Mutex<bool>,
@@ -164,6 +169,7 @@ impl Log {
             geometry,
             start,
             unmapped: why_unmapped(&geometry, &*device),
+            not_needed_below: AtomicU64::new(begin),
             boundaries: Boundaries::new(begin, lowest.max(begin), start),
             tail: Tail::new(start, earlier.limit_for(lowest), geometry.page_words),
             room: RoomQueue::default(),
@@ -290,6 +296,24 @@ impl Log {
         }
         // SAFETY: the page is below `safe_head`, and `limit` does not cover its successor yet.
         unsafe { self.frames.zero_page(page_start) };
+    }
+
+    /// Gives up the log below `begin`, which no kept checkpoint needs, as far as it has left memory:
+    /// that takes a moment, which this waits for, or until a page is flushed.
+    pub fn truncate(&self, begin: u64) {
+        self.not_needed_below.fetch_max(begin, Ordering::Relaxed);
+        let whole = self.geometry.page_start(begin.min(self.boundaries.flushed_until()));
+        let patience = Instant::now() + LEAVING;
+        while self.boundaries.safe_head() < whole && Instant::now() < patience {
+            self.wake();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.boundaries.truncate(begin.min(self.boundaries.safe_head()));
+    }
+
+    /// Below it nothing is needed any more.
+    pub fn not_needed_below(&self) -> u64 {
+        self.not_needed_below.load(Ordering::Relaxed)
     }
 
     /// Tells the page thread that there may be something to do.

@@ -199,7 +199,8 @@ impl PageThread {
         let b = &self.log.boundaries;
         let flushed = self.log.geometry.page_start(b.flushed_until());
         let held = self.window.holds().unwrap_or(u64::MAX);
-        let wanted = self.head_wanted().min(flushed).min(held);
+        let unneeded = self.log.geometry.page_start(self.log.not_needed_below());
+        let wanted = self.head_wanted().max(unneeded).min(flushed).min(held);
         if wanted > b.head() {
             self.head_pending = Some(b.begin_head(&self.log.epoch, wanted));
         }

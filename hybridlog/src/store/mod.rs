@@ -239,6 +239,9 @@ impl Store {
 
     /// A handle for one thread. `notify` is called, from any thread, when [`Session::ready`] has
     /// something; it must be cheap and must not call back into the store.
+    ///
+    /// # Panics
+    /// With more than 256 sessions at once.
     pub fn session(&self, notify: impl Fn() + Send + Sync + 'static) -> Session {
         Session::new(self.inner(), Box::new(notify))
     }

@@ -1,4 +1,4 @@
-//! Read: without a latch, in every region.
+//! Read: without a latch, in every region, unless writers never rest.
 //!
 //! The record is read and then the bucket is looked at again: while a multi-key command holds it,
 //! what was read may be half of that command's effect, and does not count.
@@ -12,8 +12,9 @@ use super::write::Blocked;
 use crate::sync::mutant;
 use ferrite_index::Address;
 
-/// How often a read looks again at a bucket that a multi-key command holds, before it leaves.
-const PATIENCE: u32 = 32;
+/// How often a read looks again at a value that a writer changes, or at a bucket that a multi-key
+/// command holds, before it takes a share of the latch.
+const PATIENCE: u32 = 8;
 
 impl Inside<'_> {
     /// Starts the device read that `read` of this key would need, and returns at once.
@@ -66,7 +67,10 @@ impl Inside<'_> {
             }
             return Ok(f(Some(Value::new(located.address, located.record, &loaded))));
         }
-        self.wait(op, Blocked::Busy)
+        // A writer that never rests: it is kept out for this one read.
+        let (mut f, mut answer) = (Some(f), None);
+        self.read_many(op, db, &[key], |_, value| answer = f.take().map(|f| f(value)))?;
+        Ok(answer.expect("one key has one value"))
     }
 
     /// Removes a key that a reader found expired, if that takes no waiting.

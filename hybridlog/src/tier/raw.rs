@@ -11,6 +11,7 @@ use crate::record::RecordRef;
 use crate::sync::AtomicU64;
 use crate::tier::block_cache::BlockCache;
 use ferrite_index::Address;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Counter, Ordering};
@@ -218,6 +219,11 @@ impl RawSegments {
     /// Says so in the log too.
     fn damaged(&self, file: FileId, offset: u64, what: &str) -> ReadFailure {
         let path = self.0.device.path(file);
+        if matches!(self.0.device.size(file), Err(e) if e.kind() == io::ErrorKind::NotFound) {
+            // Whoever needed it finds at the next try that it is not needed any more, or else that
+            // somebody took it away.
+            return format!("{} is gone; restore it from a backup", path.display());
+        }
         let message =
             format!("{} at offset {offset} {what}; restore the file from a backup", path.display());
         tracing::error!("{message}");
