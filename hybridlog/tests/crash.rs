@@ -389,6 +389,43 @@ fn one_error_at_any_step_is_reported_and_nothing_wrong_is_served() {
     }
 }
 
+/// A process that ran out of descriptors has not lost its disk: what it wrote must not depend on a
+/// restart that loses it.
+#[test]
+fn a_shortage_of_descriptors_or_memory_passes_without_a_restart() {
+    let made = Made::new(tiny());
+    for (operation, errno) in [
+        (Operation::Create, libc::EMFILE),
+        (Operation::Write, libc::ENFILE),
+        (Operation::Write, libc::ENOMEM),
+    ] {
+        let device = made.copy();
+        let mut life = Life::new(&made, &device).expect("opens");
+        life.stubborn = true;
+        device.inject(Fault::new(operation, errno));
+        let mut i = 0usize;
+        while life.failures == 0 {
+            life.put((i % 2) as u8, i % made.keys.len(), vec![i as u8; 600], None);
+            i += 1;
+            assert!(i < 10_000, "a store that cannot write takes everything");
+        }
+        life.look();
+        device.heal();
+        let since = std::time::Instant::now();
+        let healed = b"healed".to_vec();
+        while life.model.get(0, &made.keys[3]).is_none_or(|e| e.value != healed) {
+            life.put(0, 3, healed.clone(), None);
+            assert!(since.elapsed().as_secs() < 60, "{:?}", life.store.stats().not_writable);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        life.store.checkpoint().expect("checkpoints");
+        check(&life.store, &mut life.session, &life.model, &made.keys);
+        let states = [life.model.clone()];
+        drop(life);
+        recovered(&made, &device, &states, &format!("{operation:?} {errno}"));
+    }
+}
+
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_heals_without_a_restart() {
     let made = Made::new(tiny());

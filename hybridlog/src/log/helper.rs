@@ -81,9 +81,10 @@ impl Worker {
         match job {
             Job::Flush { from, to } => {
                 if let Err(e) = self.create_segment(self.log.geometry.segment_of(from)) {
-                    let again = io::Error::new(e.kind(), e.to_string());
+                    // Of both writes; the second tells what it was.
+                    let first = io::Error::from(e.kind());
+                    self.report(Outcome::Written { from, result: Err(first) });
                     self.report(Outcome::Written { from, result: Err(e) });
-                    self.report(Outcome::Written { from, result: Err(again) });
                 } else {
                     self.write(from, to);
                 }

@@ -95,12 +95,12 @@ pub(crate) struct Health {
 struct Reasons {
     /// A write or a sync failed: for good.
     broken: Option<String>,
-    /// The disk is full: until there is space.
-    full: Option<String>,
+    /// The disk is full, or the system has no descriptor or memory left: until it has.
+    short: Option<String>,
 }
 
 impl Health {
-    /// Why nothing can be written any more, if so; a full disk is no such reason.
+    /// Why nothing can be written any more, if so; what passes is no such reason.
     pub fn breakage(&self) -> Option<String> {
         self.reasons.locked().broken.clone()
     }
@@ -110,7 +110,7 @@ impl Health {
             return None;
         }
         let reasons = self.reasons.locked();
-        reasons.broken.clone().or_else(|| reasons.full.clone())
+        reasons.broken.clone().or_else(|| reasons.short.clone())
     }
     pub fn is_writable(&self) -> bool {
         !self.refuses.load(Ordering::Acquire)
@@ -120,16 +120,16 @@ impl Health {
         tracing::error!("the log takes no writes until a restart: {reason}");
         self.set(|reasons| reasons.broken = reasons.broken.take().or(Some(reason)));
     }
-    /// Sets or clears the shortage of space.
-    pub fn full(&self, reason: Option<String>) {
-        self.set(|reasons| match (&reasons.full, reason) {
+    /// Sets or clears a shortage that passes.
+    pub fn short(&self, reason: Option<String>) {
+        self.set(|reasons| match (&reasons.short, reason) {
             (None, Some(reason)) => {
-                tracing::warn!("writes are refused until there is space: {reason}");
-                reasons.full = Some(reason);
+                tracing::warn!("writes are refused for now: {reason}");
+                reasons.short = Some(reason);
             }
             (Some(_), None) => {
-                tracing::info!("there is space again: writes are taken");
-                reasons.full = None;
+                tracing::info!("writes are taken again");
+                reasons.short = None;
             }
             _ => {}
         });
@@ -137,7 +137,7 @@ impl Health {
     fn set(&self, change: impl FnOnce(&mut Reasons)) {
         let mut reasons = self.reasons.locked();
         change(&mut reasons);
-        let refuses = reasons.broken.is_some() || reasons.full.is_some();
+        let refuses = reasons.broken.is_some() || reasons.short.is_some();
         self.refuses.store(refuses, Ordering::Release);
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct PageThread {
     window: Window,
     helper: Helper,
     retry_at: Option<Instant>,
+    /// A write failed for a shortage, and none has succeeded since.
+    is_short: bool,
     space_checked: Instant,
     space_reserve: u64,
 }
@@ -105,6 +107,7 @@ impl PageThread {
             chunks: VecDeque::new(),
             submitted_until,
             retry_at: None,
+            is_short: false,
             space_checked: Instant::now(),
             space_reserve,
         }
@@ -301,13 +304,14 @@ impl PageThread {
             if chunk.parts_left > 0 {
                 break;
             }
+            let (from, to) = (chunk.from, chunk.to);
+            let chunk = self.chunks.pop_front().expect("it is the first");
             if let Some(error) = &chunk.failed {
-                let error = io::Error::new(error.kind(), error.to_string());
                 self.flush_failed(error);
+                self.chunks.push_front(chunk);
                 break;
             }
-            let Chunk { from, to, .. } = *chunk;
-            self.chunks.pop_front();
+            self.is_short = false;
             self.chunk_written(from, to);
             moved = true;
         }
@@ -323,16 +327,17 @@ impl PageThread {
         self.log.boundaries.flushed(to);
     }
 
-    /// A full disk is tried again; anything else ends writing for good.
-    fn flush_failed(&mut self, error: io::Error) {
+    /// A shortage is waited out; anything else ends writing for good.
+    fn flush_failed(&mut self, error: &io::Error) {
         if self.retry_at.is_some() {
             return;
         }
         let path = self.log.device.path(FileId::Segment(0));
         let place = path.parent().unwrap_or(&path).display().to_string();
-        if error.kind() == io::ErrorKind::StorageFull {
-            self.log.health.full(Some(format!("the disk that holds {place} is full")));
+        if let Some(reason) = shortage(error, &place) {
+            self.log.health.short(Some(reason));
             self.retry_at = Some(Instant::now() + SPACE_INTERVAL);
+            self.is_short = true;
         } else if self.log.health.breakage().is_none() {
             self.log.health.broke(format!("writing to {place} failed: {error}"));
         }
@@ -340,7 +345,7 @@ impl PageThread {
 
     /// Refuses writes while the disk could not take what is in memory and keep its reserve.
     fn look_at_space(&mut self) {
-        if self.space_checked.elapsed() < SPACE_INTERVAL || self.retry_at.is_some() {
+        if self.space_checked.elapsed() < SPACE_INTERVAL || self.is_short {
             return;
         }
         self.space_checked = Instant::now();
@@ -355,9 +360,9 @@ impl PageThread {
         };
         let needed = unflushed.saturating_sub(allocated) + self.space_reserve;
         if free >= needed {
-            log.health.full(None);
+            log.health.short(None);
         } else {
-            log.health.full(Some(format!(
+            log.health.short(Some(format!(
                 "{free} bytes are free in {}, {needed} are needed; free some, or move the data \
                  directory to a larger disk",
                 log.device
@@ -366,5 +371,21 @@ impl PageThread {
                     .map_or_else(String::new, |p| p.display().to_string())
             )));
         }
+    }
+}
+
+/// What is short, if an error says that something is that may come back: the disk's space, or the
+/// descriptors or memory of process and system.
+fn shortage(error: &io::Error, place: &str) -> Option<String> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => Some(format!(
+            "no file can be opened in {place}: {error}; raise the limit of open files (ulimit -n) \
+             or lower the number of clients"
+        )),
+        Some(libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS) => {
+            Some(format!("writing to {place} finds no memory: {error}"))
+        }
+        _ => (error.kind() == io::ErrorKind::StorageFull)
+            .then(|| format!("the disk that holds {place} is full")),
     }
 }
