@@ -8,7 +8,7 @@
 use crate::Epoch;
 use crate::bucket::{Bucket, OVERFLOW_MAX};
 use crate::memory::Buckets;
-use crate::sync::{AtomicU64, Mutex, Relaxed, lock, mutant};
+use crate::sync::{AtomicU64, Mutex, Relaxed, SeqCst, fence, lock, mutant};
 use std::collections::VecDeque;
 use std::io;
 
@@ -69,7 +69,12 @@ impl Overflow {
     /// Takes back a bucket that has been unlinked and is empty.
     pub(crate) fn retire(&self, index: u32, epoch: &Epoch) {
         debug_assert!(self.get(index).is_vacant(), "only an empty bucket leaves its chain");
-        // The next epoch, whoever begins it: that will be after this, and so after the unlinking.
+        // The next epoch, whoever begins it. The fence keeps the load behind the unlinking: without
+        // it another thread may begin that epoch before the unlinking is seen, and a reader that
+        // pins in it may still come by the old link.
+        if !mutant!("overflow_unlink_fence") {
+            fence(SeqCst);
+        }
         let after = epoch.current() + 1;
         lock(&self.pool).limbo.push_back((after, index));
     }

@@ -314,6 +314,34 @@ fn an_overflow_bucket_waits_out_its_readers() {
     });
 }
 
+/// The same while another thread begins the epoch that the bucket waits for: a reader that pins in
+/// it may have come by the old link, so the bucket must wait for the next one.
+/// Steps: overflow_unlink_fence.
+#[test]
+fn an_overflow_bucket_waits_for_an_epoch_begun_after_its_unlinking() {
+    check(3, || {
+        let setup = Setup::new(1);
+        let (full, other_bucket) = (0, 1);
+        setup.insert(&[1, 2, 3].map(|tag| (hash(1, full, tag), tag)));
+        setup.insert(&[1, 2].map(|tag| (hash(1, other_bucket, tag), tag)));
+        let absent = hash(1, full, 9);
+        let ((index, participant), reader) = (setup.join(), setup.join());
+        let epoch = Arc::clone(&setup.epoch);
+        let pin = participant.pin();
+        let reading = thread::spawn(move || {
+            epoch.bump();
+            let pin = reader.1.pin();
+            assert_eq!(reader.0.probe(&pin, absent, false).unwrap().address(), None);
+        });
+        let third = hash(1, full, 3);
+        index.latch(&pin, third).unwrap().remove(third, false);
+        drop(pin);
+        upsert(&index, &participant.pin(), hash(1, other_bucket, 9), address(99));
+        reading.join().unwrap();
+        assert_eq!(setup.look(hash(1, other_bucket, 9)), Some(99));
+    });
+}
+
 /// A reader that comes to a reused overflow bucket finds nothing of its former life: its old link
 /// led to an entry of another chain.
 /// Steps: overflow_without_wiping, control_acquire, control_release.
