@@ -118,6 +118,10 @@ impl Geometry {
     pub fn ring_words(&self) -> u64 {
         self.frames * self.page_words
     }
+    /// Pages of the read-only region.
+    pub fn readonly_pages(&self) -> u64 {
+        self.frames - self.mutable_pages
+    }
     pub fn page_start(&self, address: u64) -> u64 {
         address & !(self.page_words - 1)
     }

@@ -4,6 +4,8 @@ mod support;
 
 use ferrite_hybridlog::{Change, Config, Database, OpenError, Store};
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const DB: Database = Database(0);
 
@@ -411,9 +413,15 @@ fn the_limit_of_the_index_is_for_all_databases_together() {
     let store = Store::open(config).expect("opens again");
     let third = fill(&store, 2);
     assert!(third <= without_growth, "{third} after a restart");
-    // What a flushed database took is free again, once every session has seen that it is gone.
+    // What a flushed database took is free again, once every session has seen that it is gone; one
+    // that rests is called.
+    let rests = Arc::new(AtomicBool::new(true));
+    let rest = Arc::clone(&rests);
+    let mut resting = store.session(move || rest.store(false, Ordering::Release));
     store.flush_database(Database(0)).expect("flushes");
     store.flush_database(Database(1)).expect("flushes");
+    assert!(!rests.load(Ordering::Acquire), "nobody called it");
+    resting.ready(&mut Vec::new());
     for _ in 0..2000 {
         if fill(&store, 3) > 2 * without_growth {
             return;
@@ -445,4 +453,20 @@ fn foreseeing_keys_reads_nothing_from_the_device_and_changes_nothing() {
         let expected = (i < 500).then(|| value(i, 0));
         assert_eq!(s.read(DB, &i.to_le_bytes()).expect("reads"), expected, "{i}");
     }
+}
+
+/// A session once outlived the threads that flush for it, and the lock of its directory.
+#[test]
+fn a_session_keeps_the_store_running() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    let mut s = store.blocking_session();
+    drop(store);
+    for i in 0..2000u64 {
+        s.upsert(DB, &i.to_le_bytes(), &value(i, 0)).expect("writes");
+    }
+    assert_eq!(s.read(DB, &0u64.to_le_bytes()).expect("reads"), Some(value(0, 0)));
+    assert!(Store::open(tiny(dir.path())).is_err(), "the directory is in use");
+    drop(s);
+    Store::open(tiny(dir.path())).expect("the last session has let go");
 }

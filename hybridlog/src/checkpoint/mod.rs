@@ -19,6 +19,7 @@ pub(crate) mod recover;
 
 use crate::CheckpointError;
 use crate::device::{ALIGNMENT, FileId, blocking};
+use crate::log::health::Shortage;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::sync::mutant;
@@ -171,7 +172,7 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
     // Nothing is held while the gate is waited for: a command that runs alone may need all the
     // room there is before it opens the gate.
     let mut credit = BLOCK_WORDS;
-    let mut full = FullDisk::new(inner);
+    let mut shortage = Shortage::new(&inner.log);
     let closed = loop {
         refuse_when_broken(inner)?;
         let closed = (!mutant!("cut_without_gate")).then(|| inner.gate.close(&log.epoch));
@@ -181,8 +182,8 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
             break closed;
         }
         drop(closed);
-        log.tail.give_back(wait_for_room(log, BLOCK_WORDS, || full.verdict().is_err()));
-        full.verdict()?;
+        log.tail.give_back(wait_for_room(log, BLOCK_WORDS, || shortage.verdict().is_err()));
+        shortage.verdict().map_err(CheckpointError::Device)?;
     };
     let address = log.fold_over(BLOCK_WORDS, &mut credit);
     let (_, tables) = inner.tables();
@@ -205,51 +206,23 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
 
 fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
     let log = &inner.log;
-    let mut full = FullDisk::new(inner);
+    let mut shortage = Shortage::new(&inner.log);
     while log.boundaries.flushed_until() < address {
         refuse_when_broken(inner)?;
-        full.verdict()?;
+        shortage.verdict().map_err(CheckpointError::Device)?;
         log.wake();
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }
 
-/// Ends a checkpoint that waits for a full disk: whoever asked for it must be told.
-struct FullDisk<'a> {
-    inner: &'a Inner,
-    flushed: u64,
-    since: Instant,
-}
-
-impl<'a> FullDisk<'a> {
-    /// How long nothing may be flushed while the disk is full.
-    const PATIENCE: Duration = Duration::from_secs(2);
-
-    fn new(inner: &'a Inner) -> Self {
-        Self { inner, flushed: inner.log.boundaries.flushed_until(), since: Instant::now() }
-    }
-
-    fn verdict(&mut self) -> Result<(), CheckpointError> {
-        let log = &self.inner.log;
-        let flushed = log.boundaries.flushed_until();
-        match log.health.refusal() {
-            Some(reason) if flushed == self.flushed => {
-                let waits = self.since.elapsed() < Self::PATIENCE;
-                if waits { Ok(()) } else { Err(CheckpointError::Device(reason)) }
-            }
-            _ => {
-                (self.flushed, self.since) = (flushed, Instant::now());
-                Ok(())
-            }
-        }
-    }
-}
-
 /// What a failed sync left on the disk cannot be known: never try again.
 fn sync_failed(inner: &Inner, what: impl std::fmt::Display, e: &std::io::Error) -> CheckpointError {
     let what = format!("syncing {what} failed: {e}");
-    inner.log.health.broke(what.clone());
+    // Without a descriptor nothing was synced and nothing failed: the next checkpoint may do it.
+    if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        inner.log.health.broke(what.clone());
+    }
     CheckpointError::Device(what)
 }
 

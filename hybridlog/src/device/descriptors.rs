@@ -155,7 +155,7 @@ impl Descriptors {
 
     /// Opens; when the process has no descriptor left, closes half of the idle ones and tries
     /// once more.
-    fn open(&self, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    pub(super) fn open(&self, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
         match open() {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 let mut closed = Vec::new();

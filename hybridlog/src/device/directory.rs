@@ -102,7 +102,8 @@ impl Directory {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         self.settle(&mut changes)?;
         let path = self.path(file);
-        let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let open = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let opened = self.descriptors.open(open)?;
         let made = allocate(&opened, size).and_then(|()| self.link(file));
         if made.is_err() {
             // What cannot be used must not be found by the next start. The first error counts.
@@ -149,10 +150,11 @@ impl Directory {
 
     /// Makes changes of names durable.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let sync = |folder| self.descriptors.open(|| File::open(folder))?.sync_all();
         if self.home() == Home::Checkpoints {
-            sync_folder(&self.checkpoints)?;
+            sync(&self.checkpoints)?;
         }
-        sync_folder(&self.data)
+        sync(&self.data)
     }
 
     /// Bytes that an unprivileged user can still write.

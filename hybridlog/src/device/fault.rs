@@ -139,6 +139,7 @@ struct State {
     /// The power is off: nothing is carried out any more.
     dead: bool,
     closing: bool,
+    corrupts_maps: bool,
 }
 
 /// A request that waits, and for a sync the last write that had completed at its submission.
@@ -165,6 +166,7 @@ impl FaultDevice {
             cut_at: None,
             dead: false,
             closing: false,
+            corrupts_maps: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         Arc::new(Self { shared, thread: Mutex::new(None) })
@@ -257,6 +259,11 @@ impl FaultDevice {
             }
             None => false,
         }
+    }
+
+    /// From now on what [`Device::map`] shows has one bit flipped, as if the disk had written it so.
+    pub fn corrupt_maps(&self) {
+        self.shared.lock().corrupts_maps = true;
     }
 
     /// Flips one bit (0 to 7) of the byte at `offset`, on the disk and in every cache, as a
@@ -379,6 +386,9 @@ impl Device for FaultDevice {
         let part = contents.get(offset as usize..offset as usize + length);
         let mut copy = Buffer::zeroed(length);
         copy.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+        if state.corrupts_maps {
+            copy[length / 2] ^= 1;
+        }
         Ok(Mapping::copied(copy))
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct EarlierPages {
 impl EarlierPages {
     /// The newest pages of `extents` at or above `begin`, as many as the read-only region holds.
     pub fn choose(geometry: &Geometry, begin: u64, start: u64, extents: &[(u64, u64)]) -> Self {
-        let most = (geometry.frames - geometry.mutable_pages) as usize;
+        let most = geometry.readonly_pages() as usize;
         let step = geometry.page_words;
         let mut pages: Vec<(u64, u64)> = Vec::new();
         let lowest = start.saturating_sub(SPAN_PAGES * step);

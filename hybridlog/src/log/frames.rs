@@ -82,6 +82,11 @@ impl Frames {
         self.mapped.locked().values().map(|mapping| mapping.len() as u64).sum()
     }
 
+    /// Pages that are mapped from their files.
+    pub fn mapped_pages(&self) -> u64 {
+        self.mapped.locked().len() as u64
+    }
+
     /// Page and offset in it, in words.
     fn split(&self, address: u64) -> (u64, usize) {
         let page_words = self.geometry.page_words;

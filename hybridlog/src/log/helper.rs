@@ -26,6 +26,14 @@ pub(crate) enum Job {
     Drop(Mapping),
 }
 
+/// Why a page was not brought in.
+pub(crate) enum MapFailure {
+    /// It cannot be mapped, or its checksums cannot be read.
+    Refused(String),
+    /// Its file does not hold what was written.
+    Damaged(String),
+}
+
 /// The page thread's end; dropping it ends the thread once all jobs are done.
 pub(crate) struct Helper {
     jobs: Option<Sender<Job>>,
@@ -38,7 +46,7 @@ impl Helper {
         let own_reads = log.raw.with_own_counters();
         let worker = Worker { log, work, raw: own_reads };
         let run = move || worker.run(&queue);
-        Self { jobs: Some(jobs), thread: Some(crate::store::spawn("ferrite-flush", run)) }
+        Self { jobs: Some(jobs), thread: Some(crate::store::spawn("ferrite-helper", run)) }
     }
 
     pub fn ask(&self, job: Job) {
@@ -72,7 +80,7 @@ impl Worker {
             }
         });
         if std::panic::catch_unwind(carry_out).is_err() {
-            tracing::error!("the flush thread died; restart to recover");
+            tracing::error!("the helper thread died; restart to recover");
             std::process::abort();
         }
     }
@@ -81,10 +89,13 @@ impl Worker {
         match job {
             Job::Flush { from, to } => {
                 if let Err(e) = self.create_segment(self.log.geometry.segment_of(from)) {
-                    // Of both writes; the second tells what it was.
-                    let first = io::Error::from(e.kind());
-                    self.report(Outcome::Written { from, result: Err(first) });
+                    // Both writes have failed with it.
+                    let again = match e.raw_os_error() {
+                        Some(number) => io::Error::from_raw_os_error(number),
+                        None => io::Error::new(e.kind(), e.to_string()),
+                    };
                     self.report(Outcome::Written { from, result: Err(e) });
+                    self.report(Outcome::Written { from, result: Err(again) });
                 } else {
                     self.write(from, to);
                 }
@@ -163,9 +174,13 @@ impl Worker {
     }
 
     /// The written part of a page, verified: mapped where that is allowed, else a copy.
-    fn map(&self, at: u64, end: u64) -> Result<Mapping, String> {
+    fn map(&self, at: u64, end: u64) -> Result<Mapping, MapFailure> {
         if self.log.unmapped.is_some() {
-            return self.raw.read_blocking(at, end).map(Mapping::copied);
+            return self
+                .raw
+                .read_blocking(at, end)
+                .map(Mapping::copied)
+                .map_err(MapFailure::Refused);
         }
         let file = FileId::Segment(self.log.geometry.segment_of(at));
         let offset = self.log.geometry.offset_in_segment(at);
@@ -173,8 +188,11 @@ impl Worker {
             .log
             .device
             .map(file, offset, (end - at) as usize * 8)
-            .map_err(|e| format!("mapping {}: {e}", self.log.device.path(file).display()))?;
-        self.raw.verify_blocking(at, &mapping)?;
-        Ok(mapping)
+            .map_err(|e| format!("mapping {}: {e}", self.log.device.path(file).display()))
+            .map_err(MapFailure::Refused)?;
+        match self.raw.compare_blocking(at, &mapping).map_err(MapFailure::Refused)? {
+            None => Ok(mapping),
+            Some(why) => Err(MapFailure::Damaged(why)),
+        }
     }
 }

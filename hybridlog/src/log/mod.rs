@@ -13,6 +13,7 @@ pub(crate) mod ages;
 pub(crate) mod boundaries;
 pub(crate) mod earlier;
 pub(crate) mod frames;
+pub(crate) mod health;
 pub(crate) mod helper;
 pub(crate) mod page_table;
 pub(crate) mod page_thread;
@@ -31,10 +32,11 @@ use boundaries::Boundaries;
 use earlier::EarlierPages;
 use ferrite_index::{Address, Epoch, Pin};
 use frames::Frames;
+use health::Health;
 use room::RoomQueue;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use tail::{Reserved, Tail};
@@ -82,64 +84,6 @@ pub(crate) struct Counters {
     pub in_place: AtomicU64,
     pub appends: AtomicU64,
     pub expired: AtomicU64,
-}
-
-/// Whether the log takes writes.
-#[derive(Default)]
-pub(crate) struct Health {
-    refuses: AtomicBool,
-    reasons: Mutex<Reasons>,
-}
-
-#[derive(Default)]
-struct Reasons {
-    /// A write or a sync failed: for good.
-    broken: Option<String>,
-    /// The disk is full, or the system has no descriptor or memory left: until it has.
-    short: Option<String>,
-}
-
-impl Health {
-    /// Why nothing can be written any more, if so; what passes is no such reason.
-    pub fn breakage(&self) -> Option<String> {
-        self.reasons.locked().broken.clone()
-    }
-    /// Why writes are refused, if they are.
-    pub fn refusal(&self) -> Option<String> {
-        if !self.refuses.load(Ordering::Acquire) {
-            return None;
-        }
-        let reasons = self.reasons.locked();
-        reasons.broken.clone().or_else(|| reasons.short.clone())
-    }
-    pub fn is_writable(&self) -> bool {
-        !self.refuses.load(Ordering::Acquire)
-    }
-    /// A device failed: nothing is taken until a restart.
-    pub fn broke(&self, reason: String) {
-        tracing::error!("the log takes no writes until a restart: {reason}");
-        self.set(|reasons| reasons.broken = reasons.broken.take().or(Some(reason)));
-    }
-    /// Sets or clears a shortage that passes.
-    pub fn short(&self, reason: Option<String>) {
-        self.set(|reasons| match (&reasons.short, reason) {
-            (None, Some(reason)) => {
-                tracing::warn!("writes are refused for now: {reason}");
-                reasons.short = Some(reason);
-            }
-            (Some(_), None) => {
-                tracing::info!("writes are taken again");
-                reasons.short = None;
-            }
-            _ => {}
-        });
-    }
-    fn set(&self, change: impl FnOnce(&mut Reasons)) {
-        let mut reasons = self.reasons.locked();
-        change(&mut reasons);
-        let refuses = reasons.broken.is_some() || reasons.short.is_some();
-        self.refuses.store(refuses, Ordering::Release);
-    }
 }
 
 /// How long to wait for pages that are not needed any more to leave memory.
@@ -338,7 +282,7 @@ const MAPPED_PAGES_MAX: u64 = 16 << 10;
 
 /// Whether flushed pages stay in frames, and why.
 fn why_unmapped(geometry: &Geometry, device: &dyn Device) -> Option<String> {
-    let pages = geometry.frames - geometry.mutable_pages;
+    let pages = geometry.readonly_pages();
     if pages > MAPPED_PAGES_MAX {
         return Some(format!("{pages} pages are too many mappings; choose larger pages"));
     }

@@ -14,7 +14,7 @@
 
 use super::Log;
 use super::boundaries::Announced;
-use super::helper::{Helper, Job};
+use super::helper::{Helper, Job, MapFailure};
 use super::window::Window;
 use crate::device::{ALIGNMENT, FileId, Mapping};
 use crate::sync::Locked;
@@ -61,7 +61,7 @@ pub(crate) enum Outcome {
     /// One of the two writes of the part from `from` on.
     Written { from: u64, result: io::Result<()> },
     /// The page at `at` was brought in from its file.
-    Mapped { at: u64, result: Result<Mapping, String> },
+    Mapped { at: u64, result: Result<Mapping, MapFailure> },
     /// The frame of the page that moved was given back.
     Released,
 }
@@ -262,7 +262,7 @@ impl PageThread {
         let again: Vec<_> = self
             .chunks
             .iter_mut()
-            .filter(|c| c.parts_left == 0 && c.failed.is_some())
+            .filter(|c| c.parts_left == 0 && c.failed.as_ref().is_some_and(is_shortage))
             .map(|c| {
                 (c.parts_left, c.failed) = (2, None);
                 (c.from, c.to)
@@ -293,7 +293,9 @@ impl PageThread {
             .find(|c| c.from == from)
             .expect("a chunk stays until both of its writes have reported");
         chunk.parts_left -= 1;
-        if let Err(e) = result {
+        if let Err(e) = result
+            && chunk.failed.as_ref().is_none_or(is_shortage)
+        {
             chunk.failed = Some(e);
         }
     }
@@ -388,4 +390,8 @@ fn shortage(error: &io::Error, place: &str) -> Option<String> {
         _ => (error.kind() == io::ErrorKind::StorageFull)
             .then(|| format!("the disk that holds {place} is full")),
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    shortage(error, "").is_some()
 }

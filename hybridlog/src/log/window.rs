@@ -10,10 +10,12 @@
 //!
 //! While a move settles or its frame is being released, `head` does not pass the page, so that no
 //! frame is given back that has a new page in it. A page that leaves memory while it is being
-//! mapped is let go. One that cannot be mapped stays in its frame.
+//! mapped is let go. One that cannot be mapped stays in its frame, or on the device if it is of an
+//! earlier run. When a file does not hold what this run has written, the log takes no more writes,
+//! and the page stays in memory: it can still be read.
 
 use super::Log;
-use super::helper::{Helper, Job};
+use super::helper::{Helper, Job, MapFailure};
 use super::page_table::Moved;
 use crate::device::Mapping;
 
@@ -23,6 +25,8 @@ pub(crate) struct Window {
     /// Pages of earlier runs to come, newest last.
     earlier: Vec<(u64, u64)>,
     stage: Stage,
+    /// A page that the file does not hold as it was written: its frame is all there is of it.
+    damaged: Option<u64>,
     warned: bool,
 }
 
@@ -40,6 +44,7 @@ impl Window {
             next: log.start,
             earlier: log.earlier.pages().to_vec(),
             stage: Stage::Idle,
+            damaged: None,
             warned: false,
         }
     }
@@ -51,10 +56,11 @@ impl Window {
 
     /// The page that must not leave memory now.
     pub fn holds(&self) -> Option<u64> {
-        match self.stage {
+        let held = match self.stage {
             Stage::Settling { at, .. } | Stage::Releasing { at } => Some(at),
             Stage::Idle | Stage::Mapping { .. } => None,
-        }
+        };
+        held.into_iter().chain(self.damaged).min()
     }
 
     /// Goes on if nothing is waited for; whether it did.
@@ -77,7 +83,8 @@ impl Window {
 
     fn next_page(&mut self, log: &Log) -> Option<(u64, u64, bool)> {
         let head = log.boundaries.head();
-        if log.unmapped.is_none() {
+        // A cut makes more than the region's pages immutable: those beyond it stay in their frames.
+        if log.unmapped.is_none() && log.frames.mapped_pages() < log.geometry.readonly_pages() {
             let at = self.next.max(head);
             let end = at + log.geometry.page_words;
             if end <= log.boundaries.flushed_until() {
@@ -95,7 +102,13 @@ impl Window {
     }
 
     /// The page at `at` was brought in, or could not be.
-    pub fn mapped(&mut self, log: &Log, helper: &Helper, at: u64, result: Result<Mapping, String>) {
+    pub fn mapped(
+        &mut self,
+        log: &Log,
+        helper: &Helper,
+        at: u64,
+        result: Result<Mapping, MapFailure>,
+    ) {
         let Stage::Mapping { of_this_run } = self.stage else { unreachable!("one at a time") };
         self.stage = Stage::Idle;
         let has_left = at + log.geometry.page_words <= log.boundaries.head();
@@ -103,7 +116,11 @@ impl Window {
             Ok(mapping) if has_left => return helper.ask(Job::Drop(mapping)),
             // Its file may be gone by now.
             Err(_) if has_left => return,
-            Err(why) => return self.warn(&why),
+            Err(MapFailure::Damaged(why)) if of_this_run => {
+                self.damaged.get_or_insert(at);
+                return log.health.broke(why);
+            }
+            Err(MapFailure::Refused(why) | MapFailure::Damaged(why)) => return self.warn(&why),
             Ok(mapping) => mapping,
         };
         if of_this_run {

@@ -14,6 +14,7 @@ use super::value::Change;
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::log::Log;
+use crate::log::health::Shortage;
 use ferrite_index::Pin;
 use std::sync::Arc;
 
@@ -152,12 +153,14 @@ impl<'s> Inside<'s> {
             let old = lookups[i].load(&mut value).map_or(0, |l| l.bytes.len());
             words += pinned.room_for(places[i].key, effect, old);
         }
-        match self.inner.log.device.free_space() {
-            Ok(free) if free < words * 8 => {
+        let log = &self.inner.log;
+        // What is in memory and not flushed goes there first.
+        let needed = (words + log.tail.load() - log.boundaries.flushed_until()) * 8;
+        match log.device.free_space() {
+            Ok(free) if free < needed => {
                 Err(Blocked::Failed(OperationError::NotWritable(format!(
-                    "the command may need {} bytes of disk, and {free} are free; free some, or \
-                     write less at once",
-                    words * 8
+                    "the command may need {needed} bytes of disk, and {free} are free; free some, \
+                     or write less at once"
                 ))))
             }
             _ => Ok(()),
@@ -205,7 +208,10 @@ impl<'s> Inside<'s> {
                     return Err(Blocked::Failed(OperationError::NotWritable(reason)));
                 }
                 self.return_credit();
-                self.credit = wait_for_room(&self.inner.log, words, || false);
+                let mut shortage = Shortage::new(&self.inner.log);
+                self.credit = wait_for_room(&self.inner.log, words, || shortage.verdict().is_err());
+                let failed = |e| Blocked::Failed(OperationError::NotWritable(e));
+                shortage.verdict().map_err(failed)?;
             }
             Blocked::Failed(_) => return Err(blocked),
         }

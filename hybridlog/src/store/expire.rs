@@ -65,7 +65,7 @@ impl ExpiryCycle {
     /// handle ends it.
     pub fn new(inner: Arc<Inner>) -> Self {
         let thread = std::thread::current();
-        let session = Session::new(&inner, Box::new(move || thread.unpark()));
+        let session = Session::new(&inner, None, Box::new(move || thread.unpark()));
         Self { inner, session, cold_cursor: 0 }
     }
 

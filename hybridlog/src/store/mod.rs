@@ -49,8 +49,9 @@ use crate::{CheckpointError, OpenError, OperationError};
 use expire::{ExpiryControl, ExpiryCycle};
 use ferrite_index::{Epoch, Gate, HashSecret, IndexLimit};
 use lock::DirectoryLock;
+use operation::ReadyQueue;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tables::{Slot, Tables};
@@ -72,6 +73,8 @@ pub(crate) struct Inner {
     index_limit: Arc<IndexLimit>,
     tables: Mutex<Arc<Tables>>,
     generation: AtomicU64,
+    /// To call each session when the tables change.
+    sessions: Mutex<Vec<Weak<ReadyQueue>>>,
     clock_ms: AtomicU64,
     recovery: Recovery,
     io_fallback: Option<String>,
@@ -202,6 +205,7 @@ impl Store {
             expiry: Arc::default(),
             tables: Mutex::new(Arc::new(tables)),
             generation: AtomicU64::new(0),
+            sessions: Mutex::default(),
             recovery: report,
             io_fallback,
         });
@@ -243,7 +247,7 @@ impl Store {
     /// # Panics
     /// With more than 256 sessions at once.
     pub fn session(&self, notify: impl Fn() + Send + Sync + 'static) -> Session {
-        Session::new(self.inner(), Box::new(notify))
+        Session::new(self.inner(), Some(self.clone()), Box::new(notify))
     }
 
     /// Takes a fold-over checkpoint and returns when it is durable. Blocks; call it on a thread
@@ -411,6 +415,17 @@ impl Inner {
         change(&mut next);
         *tables = Arc::new(next);
         self.generation.fetch_add(1, Ordering::Release);
+        // Each session holds the old ones until it looks.
+        self.sessions.locked().iter().filter_map(Weak::upgrade).for_each(|ready| ready.notify());
+    }
+
+    /// What a new session is called back through.
+    fn ready_queue(&self, notify: Box<dyn Fn() + Send + Sync>) -> Arc<ReadyQueue> {
+        let ready = Arc::new(ReadyQueue::new(notify));
+        let mut sessions = self.sessions.locked();
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(Arc::downgrade(&ready));
+        ready
     }
 
     /// Unix milliseconds; never goes back, over restarts neither.

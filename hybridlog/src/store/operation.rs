@@ -194,6 +194,10 @@ impl ReadyQueue {
         self.tokens.locked().push(token);
         (self.notify)();
     }
+    /// Calls the session, which may have something else to look at.
+    pub fn notify(&self) {
+        (self.notify)();
+    }
     pub fn drain(&self, into: &mut Vec<Token>) {
         into.append(&mut self.tokens.locked());
     }

@@ -4,16 +4,19 @@
 //! for I/O, room or a latch beyond a short spin; what would have to leaves with
 //! [`Stop::Pending`].
 
-use super::Inner;
 use super::find::View;
 use super::operation::{Operation, ReadyQueue, Stop, Token};
 use super::tables::Tables;
 use super::write::Blocked;
+use super::{Inner, Store};
 use ferrite_index::{Participant, Pin};
 use std::sync::Arc;
 
 /// One thread's handle on a store.
 pub struct Session {
+    /// The threads and the directory's lock stay while a session can use them. The store's own
+    /// sessions have none.
+    _store: Option<Store>,
     inner: Arc<Inner>,
     participant: Participant,
     ready: Arc<ReadyQueue>,
@@ -53,7 +56,11 @@ impl Random {
 }
 
 impl Session {
-    pub(crate) fn new(inner: &Arc<Inner>, notify: Box<dyn Fn() + Send + Sync>) -> Self {
+    pub(crate) fn new(
+        inner: &Arc<Inner>,
+        store: Option<Store>,
+        notify: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
         let inner = Arc::clone(inner);
         let participant = inner
             .log
@@ -63,19 +70,20 @@ impl Session {
         let (generation, tables) = inner.tables();
         let seed = inner.now_ms() ^ (std::ptr::from_ref(&*tables) as u64) << 16;
         Self {
-            inner,
+            _store: store,
             participant,
-            ready: Arc::new(ReadyQueue::new(notify)),
+            ready: inner.ready_queue(notify),
             tables,
             generation,
             scratch: Scratch { random: Random(seed), ..Scratch::default() },
+            inner,
         }
     }
 
     /// Goes inside for a batch of operations: at most some 64 commands or 20 µs. Waits while a
     /// safepoint is taken. Never hold it across a wait.
     pub fn enter(&mut self) -> Inside<'_> {
-        let Self { inner, participant, ready, tables, generation, scratch } = self;
+        let Self { inner, participant, ready, tables, generation, scratch, _store } = self;
         let inner: &Arc<Inner> = inner;
         let pin = participant.enter(&inner.gate);
         take_tables(inner, generation, tables);
@@ -95,11 +103,13 @@ impl Session {
 
     /// Moves the tokens of operations that can go on to the end of `into`.
     pub fn ready(&mut self, into: &mut Vec<Token>) {
+        // A session that rests must not keep a database that was flushed in memory.
+        take_tables(&self.inner, &mut self.generation, &mut self.tables);
         self.ready.drain(into);
     }
 }
 
-/// Takes the tables anew if a safepoint has replaced them. Call it after the pin.
+/// Takes the tables anew if a safepoint has replaced them. What goes inside calls it after the pin.
 pub(crate) fn take_tables(inner: &Inner, generation: &mut u64, tables: &mut Arc<Tables>) {
     if inner.generation() != *generation {
         (*generation, *tables) = inner.tables();

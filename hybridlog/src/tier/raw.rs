@@ -182,8 +182,13 @@ impl RawSegments {
     }
 
     /// Compares what lies from `first` on, in whole blocks of one segment that came from elsewhere
-    /// (a mapping), with its checksums. Waits; never call it while pinned.
-    pub fn verify_blocking(&self, first: u64, bytes: &[u8]) -> Result<(), ReadFailure> {
+    /// (a mapping), with its checksums, and says where they differ. Waits; never call it while
+    /// pinned. An error means that the checksums cannot be read.
+    pub fn compare_blocking(
+        &self,
+        first: u64,
+        bytes: &[u8],
+    ) -> Result<Option<ReadFailure>, ReadFailure> {
         let Inner { device, geometry, .. } = &*self.0;
         let segment = geometry.segment_of(first);
         let (file, side) = (FileId::Segment(segment), FileId::Side(segment));
@@ -199,10 +204,10 @@ impl RawSegments {
             let expected = u32::from_le_bytes(crc.try_into().expect("four bytes"));
             let found = block_crc(block);
             if expected != found {
-                return Err(self.mismatch(file, number, expected, found));
+                return Ok(Some(self.mismatch(file, number, expected, found)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The same segments for a reader of its own: counters and cache start empty.
@@ -272,9 +277,10 @@ impl Verified {
         let last = (self.block_range().end - 1) / CRCS_A_BLOCK;
         let segment = self.segment();
         while side <= last {
-            let Some(block) = self.this.0.cache.get((segment, side)) else {
-                return self.read_side(side, got);
-            };
+            // What a slower read has put into the cache meanwhile may be older than this try.
+            let cached =
+                if self.second_try { None } else { self.this.0.cache.get((segment, side)) };
+            let Some(block) = cached else { return self.read_side(side, got) };
             got.push(block);
             side += 1;
         }
