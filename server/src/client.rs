@@ -61,13 +61,14 @@ impl Client {
             at.store(now_ms, Relaxed);
         }
     }
-    /// RESET: as it was when it connected, but for its number and its library's name.
+    /// RESET: as it was when it connected, but for its number, its library's name and NO-EVICT,
+    /// which Redis leaves, too.
     pub fn reset(&mut self) {
         self.db = Database(0);
         self.protocol = Protocol::Resp2;
         self.reply_mode = ReplyMode::On;
         self.no_touch = false;
-        self.shared.no_evict.store(false, Relaxed);
+        self.shared.no_touch.store(false, Relaxed);
         self.shared.texts().name.clear();
     }
 }
@@ -201,5 +202,26 @@ impl Clients {
     }
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Shared>>> {
         self.all.lock().expect("nothing panics while it holds the clients")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::commands::testing::Bench;
+
+    /// NO-TOUCH goes, as in redis-server 7.2; NO-EVICT stays, as in 7.0.15.
+    #[test]
+    fn a_reset_takes_back_what_redis_takes_back() {
+        let mut bench = Bench::new();
+        let flags = |bench: &mut Bench| {
+            let list = bench.text("client list");
+            list.split("flags=").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned)
+        };
+        assert_eq!(bench.text("client no-touch on"), "+OK\r\n");
+        assert_eq!(bench.text("client no-evict on"), "+OK\r\n");
+        assert_eq!(flags(&mut bench).as_deref(), Some("eT"));
+        assert_eq!(bench.text("reset"), "+RESET\r\n");
+        assert_eq!(flags(&mut bench).as_deref(), Some("e"));
+        assert!(!bench.client.no_touch);
     }
 }
