@@ -79,7 +79,12 @@ fn action(matches: &ArgMatches) -> Action {
 
 fn command() -> Command {
     let named = NAMED.map(|(flag, _, value, help)| {
-        Arg::new(flag).long(flag).value_name(value).help(help).allow_hyphen_values(true)
+        Arg::new(flag)
+            .long(flag)
+            .value_name(value)
+            .help(help)
+            .allow_hyphen_values(true)
+            .overrides_with(flag)
     });
     Command::new("ferrite")
         .version(env!("CARGO_PKG_VERSION"))
@@ -92,6 +97,7 @@ fn command() -> Command {
             Arg::new("config")
                 .long("config")
                 .short('c')
+                .overrides_with("config")
                 .value_name("FILE")
                 .value_parser(clap::value_parser!(PathBuf))
                 .value_hint(ValueHint::FilePath)
@@ -155,6 +161,15 @@ mod tests {
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(values.named("server.port"), &Value::Integer(3));
         assert_eq!(values.named("storage.data_dir"), &Value::Text("a=b".into()));
+    }
+
+    #[test]
+    fn of_two_flags_the_later_counts() {
+        let (values, errors) = read(&["--port", "1", "--port", "2", "--set=a.b=1", "--set=a.b=2"]);
+        assert_eq!(values.named("server.port"), &Value::Integer(2));
+        assert_eq!(errors.len(), 2, "--set may stand several times: {errors:?}");
+        let arguments = Arguments::parse(["ferrite", "-c", "a.toml", "--config", "b.toml"]);
+        assert_eq!(arguments.expect("good").config, Some("b.toml".into()));
     }
 
     #[test]
