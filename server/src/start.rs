@@ -39,6 +39,9 @@ pub enum StartError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Memory that the store could not get.
+    #[error("cannot open the store: {0}")]
+    Memory(String),
     /// A size that the store refuses.
     #[error(transparent)]
     Setting(ConfigError),
@@ -77,14 +80,20 @@ pub fn open_store(config: &Config, directory: &Path) -> Result<Store, StartError
     let config =
         ferrite_hybridlog::Config { directory: directory.to_owned(), ..config.store.clone() };
     Store::open(config).map_err(|e| match e {
-        OpenError::Config { setting, value, why } => {
-            StartError::Setting(ConfigError::Relation { name: setting_name(setting), value, why })
-        }
+        OpenError::Config { setting, value, why } => refused(setting, value, why),
         OpenError::Io { action, path, source } => {
             StartError::File { action, path, setting: "--data-dir", source }
         }
         other => StartError::Store(other),
     })
+}
+
+/// What the store refuses: the value of a setting, or a size that follows from several.
+fn refused(field: &str, value: String, why: String) -> StartError {
+    match setting_name(field) {
+        Some(name) => StartError::Setting(ConfigError::Relation { name, value, why }),
+        None => StartError::Memory(why),
+    }
 }
 
 /// Listens for the metrics server; without it, on nothing.
@@ -189,12 +198,17 @@ pub fn tell_listening(context: &Context) {
     if let Some(path) = &context.config.config().server.unix_socket {
         tracing::info!("listening on {}", path.display());
     }
-    for address in addresses.iter().filter(|a| !a.ip().is_loopback()) {
-        tracing::warn!(
+    exposed(&addresses).for_each(|warning| tracing::warn!("{warning}"));
+}
+
+/// A warning for each address that others than this machine reach.
+fn exposed(addresses: &[SocketAddr]) -> impl Iterator<Item = String> {
+    addresses.iter().filter(|address| !address.ip().is_loopback()).map(|address| {
+        format!(
             "there is no authentication yet: whoever reaches {address} can read and change \
              everything"
-        );
-    }
+        )
+    })
 }
 
 /// Descriptors of other things than clients and the store's files: listeners, epoll, pipes, the log.
@@ -260,9 +274,9 @@ pub fn refuse_too_many_clients(old: &Config, new: &Config) -> Result<(), String>
     }
 }
 
-/// The name of a setting of the store.
-fn setting_name(field: &str) -> &'static str {
-    match field {
+/// The name of a setting of the store; `None` for what is none of its own.
+fn setting_name(field: &str) -> Option<&'static str> {
+    Some(match field {
         "mutable_size" => "storage.hybridlog_mutable_size",
         "readonly_size" => "storage.hybridlog_readonly_size",
         "page_size" => "storage.hybridlog_page_size",
@@ -272,8 +286,8 @@ fn setting_name(field: &str) -> &'static str {
         "databases" => "storage.databases",
         "io" => "storage.io",
         "file_stem" => "persistence.checkpoint_file",
-        _ => "storage",
-    }
+        _ => return None,
+    })
 }
 
 /// The system's answer without its number.
@@ -287,7 +301,22 @@ fn reason(error: &io::Error) -> String {
 
 fn listen_text(error: &ListenError) -> String {
     use io::ErrorKind as Kind;
-    let ListenError::Refused { address, source } = error else { return error.to_string() };
+    let (ListenError::Refused { address, .. } | ListenError::InUse { address }) = error;
+    let is_path = address.parse::<SocketAddr>().is_err();
+    let source = match error {
+        ListenError::Refused { source, .. } => source,
+        ListenError::InUse { .. } if is_path => {
+            return format!(
+                "{address} is in use; stop the other server or choose another path with \
+                 server.unix_socket"
+            );
+        }
+        ListenError::InUse { .. } => return error.to_string(),
+    };
+    if is_path {
+        let advice = advice(source, "server.unix_socket");
+        return format!("cannot listen on {address}: {}; {advice}", reason(source));
+    }
     let advice = match source.kind() {
         Kind::AddrNotAvailable => "choose an address of this machine with --bind",
         Kind::PermissionDenied => "ports below 1024 need privileges: choose another with --port",
@@ -341,6 +370,14 @@ mod tests {
              machine with --bind"
         );
         assert!(refused(io::ErrorKind::PermissionDenied).contains("--port"));
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(
+            listen_text(&ListenError::Refused { address: "/nowhere/a".into(), source }),
+            "cannot listen on /nowhere/a: entity not found; make the directory above it, or choose \
+             another with server.unix_socket"
+        );
+        let used = listen_text(&ListenError::InUse { address: "/tmp/a".into() });
+        assert!(used.ends_with("choose another path with server.unix_socket"), "{used}");
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let advice = advice(&full, "--data-dir");
         assert_eq!(advice, "free some space on that disk, or choose another with --data-dir");
@@ -358,10 +395,29 @@ mod tests {
     }
 
     #[test]
+    fn every_address_that_others_reach_is_warned_of() {
+        let addresses = ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "192.0.2.7:1", "[::]:1"]
+            .map(|text| text.parse().expect("an address"));
+        let warned: Vec<_> = exposed(&addresses).collect();
+        assert_eq!(warned.len(), 3, "{warned:?}");
+        for (warning, address) in warned.iter().zip(["0.0.0.0:1", "192.0.2.7:1", "[::]:1"]) {
+            assert!(
+                warning.contains(&format!("no authentication yet: whoever reaches {address} can"))
+            );
+        }
+    }
+
+    #[test]
     fn the_stores_fields_have_the_settings_names() {
         for field in ["mutable_size", "readonly_size", "page_size", "segment_size", "databases"] {
             let name = setting_name(field);
-            assert!(crate::config::ROWS.iter().any(|row| row.name == name), "{field}: {name}");
+            assert!(
+                crate::config::ROWS.iter().any(|row| Some(row.name) == name),
+                "{field}: {name:?}"
+            );
         }
+        let error =
+            refused("index", "2^10 buckets".into(), "9 bytes were refused; lower it".into());
+        assert_eq!(error.to_string(), "cannot open the store: 9 bytes were refused; lower it");
     }
 }
