@@ -173,7 +173,9 @@ impl Kind {
                 [only] => only.into(),
                 ref several => format!("one of {}", several.join(", ")),
             },
-            Kind::Addresses => "one or more IP addresses, separated by spaces".into(),
+            Kind::Addresses => {
+                "one or more IP addresses, localhost or * (all of IPv4), separated by spaces".into()
+            }
             Kind::Path { optional: false } => "a path".into(),
             Kind::Path { optional: true } => "a path, or empty".into(),
             Kind::FileName { ending } => {
@@ -432,7 +434,9 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(parse("127.0.0.1, ::1"), "127.0.0.1 ::1");
-        assert_eq!(parse("*"), "0.0.0.0");
+        assert_eq!(parse("* localhost"), "0.0.0.0 127.0.0.1");
+        let range = Kind::Addresses.range();
+        assert!(range.contains("localhost") && range.contains('*'), "{range}");
         assert!(Kind::Addresses.parse("300.1.1.1").is_err());
         assert!(Kind::Addresses.parse("").is_err());
     }
