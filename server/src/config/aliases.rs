@@ -54,6 +54,7 @@ pub const ALIASES: &[Alias] = &[
     Alias { name: "notify-keyspace-events", form: Form::Fixed("") },
     Alias { name: "port", form: Form::Row("server.port") },
     Alias { name: "proto-max-bulk-len", form: Form::Row("server.max_bulk_size") },
+    Alias { name: "rdbcompression", form: Form::Row("persistence.checkpoint_compression") },
     Alias { name: "save", form: Form::Save },
     Alias { name: "stop-writes-on-bgsave-error", form: Form::Fixed("yes") },
     Alias { name: "tcp-keepalive", form: Form::Row("server.tcp_keepalive") },
@@ -237,6 +238,8 @@ mod tests {
             ("loglevel", "notice"),
             ("auto-aof-rewrite-min-size", "67108864"),
             ("tcp-keepalive", "300"),
+            ("rdbcompression", "yes"),
+            ("stop-writes-on-bgsave-error", "yes"),
         ] {
             assert_eq!(alias(name).get(&values), printed, "{name}");
         }
