@@ -384,7 +384,7 @@ fn keyspace(view: &View<'_>, to: &mut Fields) {
         let number = Database(u8::try_from(db).expect("at most 256 databases"));
         let (keys, expires) = context.store.key_count(number);
         if keys > 0 {
-            to.line(format_args!("db{db}:keys={keys},expires={expires},avg_ttl=0"));
+            to.line(format_args!("db{db}:keys={keys},expires={expires}"));
         }
     }
 }
@@ -465,7 +465,7 @@ mod tests {
     fn keys_and_commands_are_counted() {
         let mut bench = Bench::new();
         assert_eq!(bench.text("set a 1"), "+OK\r\n");
-        assert_eq!(info(&bench, &["keyspace"]), "# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n");
+        assert_eq!(info(&bench, &["keyspace"]), "# Keyspace\r\ndb0:keys=1,expires=0\r\n");
         let get = table().find(b"get").expect("a command").id;
         let counters = &bench.context.workers[0].by_command[get];
         counters.calls.add(4);

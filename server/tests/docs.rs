@@ -88,7 +88,7 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         commands: &["INFO"],
         what: "Fields about what Ferrite does not have are missing; there is a section `storage`, and \
-               `used_memory` is the anonymous and locked memory of the process.",
+               `used_memory` is the anonymous and locked memory of the process; a database has no `avg_ttl`.",
         why: "A number that would always be zero helps nobody, and no allocator holds the data.",
         test: "used_memory_is_what_is_anonymous_or_locked_and_storage_has_a_section",
     },
