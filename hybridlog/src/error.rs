@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-/// Why a store could not be opened. Nothing on disk was changed.
+/// Why a store could not be opened. What its last checkpoint covers is as it was; folder and lock
+/// file may have been made, and the manifest of a new store in an empty folder. A start that fails
+/// after the recovery may have removed files of no checkpoint, and written the manifest anew so
+/// that their numbers do not come back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

@@ -6,8 +6,8 @@
 //!
 //! Addresses are in words of 8 bytes. A boundary is first *announced* (`head`, `read_only`) and
 //! is *safe* one grace period later, when every thread that could have seen the old value has
-//! left. All but `begin` are moved by the page thread alone (`read_only` also by a checkpoint's
-//! cut, at a safepoint); `tail` lives in [`super::tail::Tail`].
+//! left. All but `begin` are moved by the page thread alone (`read_only` also by a checkpoint: in
+//! steps while sessions are inside, then at its cut); `tail` lives in [`super::tail::Tail`].
 //!
 //! * At or above `read_only`: values may change in place.
 //! * Below `safe_read_only`: nothing changes any more; it may be written to the device.

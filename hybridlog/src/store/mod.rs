@@ -156,7 +156,7 @@ impl Store {
     /// Opens or creates the store in `config.directory` and recovers its last checkpoint.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing on disk was changed unless the store is new.
+    /// [`OpenError`], which says what may have changed on disk.
     pub fn open(config: Config) -> Result<Self, OpenError> {
         config.parse()?;
         let lock = DirectoryLock::take(&config.directory)?;
