@@ -103,6 +103,9 @@ impl Config {
     }
 }
 
+/// Words in a block: what is written and checksummed whole.
+pub(crate) const BLOCK_WORDS: u64 = (crate::device::ALIGNMENT / 8) as u64;
+
 /// The layout in words of 8 bytes, the unit of addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {

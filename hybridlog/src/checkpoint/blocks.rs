@@ -5,18 +5,14 @@
 //! while one is looked at, and buffers are used again.
 
 use crate::OpenError;
-use crate::config::Geometry;
+use crate::config::{BLOCK_WORDS, Geometry};
 use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request};
-use crate::tier::raw::block_crc;
+use crate::tier::raw::{CRCS_A_BLOCK, block_crc};
 use std::io;
 use std::sync::mpsc::{self, Receiver};
 
-use super::BLOCK_WORDS;
-
 pub(crate) type Range = (u64, u64);
 
-/// Blocks whose checksums one block of the side file holds.
-const CRCS_A_BLOCK: u64 = (ALIGNMENT / 4) as u64;
 /// What one read covers when nothing is looked at but the checksums.
 const STEP_WORDS: u64 = (1 << 20) / 8;
 const ADVICE: &str = "put both back from a backup, or move the folder aside to start empty";

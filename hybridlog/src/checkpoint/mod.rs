@@ -2,7 +2,8 @@
 //!
 //! 1. An image of the index, while work goes on: `fuzzy_start` is the tail before it began, and
 //!    one grace period after. Skipped while the log has grown little since the last one.
-//!    Then the log becomes read-only and is flushed step by step, up to the tail's page.
+//!    Then, outside any safepoint, the log becomes read-only and is flushed step by step, up to the
+//!    tail's page.
 //! 2. The cut, at a safepoint: the tail is padded to a block and everything below becomes
 //!    read-only; begin, map, floors, counts and clock are copied.
 //! 3. The log is flushed to the cut; files and directories are synced.
@@ -18,6 +19,7 @@ pub(crate) mod manifest;
 pub(crate) mod recover;
 
 use crate::CheckpointError;
+use crate::config::BLOCK_WORDS;
 use crate::device::{ALIGNMENT, FileId, blocking};
 use crate::log::health::Shortage;
 use crate::store::Inner;
@@ -28,7 +30,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-pub(crate) const BLOCK_WORDS: u64 = (ALIGNMENT / 8) as u64;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 /// Steps in which the mutable region becomes read-only before a cut.

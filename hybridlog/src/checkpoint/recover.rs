@@ -12,10 +12,10 @@
 //!    used up.
 
 use super::blocks::{newest_first, pieces, read_verified};
+use super::image;
 use super::manifest::{Checkpoint, Manifest};
-use super::{BLOCK_WORDS, image};
 use crate::OpenError;
-use crate::config::{Config, Geometry};
+use crate::config::{BLOCK_WORDS, Config, Geometry};
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;

@@ -16,6 +16,7 @@ use super::Log;
 use super::boundaries::Announced;
 use super::helper::{Helper, Job, MapFailure};
 use super::window::Window;
+use crate::config::BLOCK_WORDS;
 use crate::device::{ALIGNMENT, FileId, Mapping};
 use crate::sync::Locked;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,7 +25,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const BLOCK_WORDS: u64 = (ALIGNMENT / 8) as u64;
 /// Writes in flight at once.
 const FLUSH_DEPTH: usize = 16;
 /// How often a full disk is tried again, and space is looked at.

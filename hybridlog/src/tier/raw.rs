@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64 as Counter, Ordering};
 use std::sync::mpsc;
 
 /// Blocks whose checksums fit in one block of the side file.
-const CRCS_A_BLOCK: u64 = (ALIGNMENT / 4) as u64;
+pub(crate) const CRCS_A_BLOCK: u64 = (ALIGNMENT / 4) as u64;
 /// Bytes after a record's start that the first read covers: most records end there.
 const FIRST_READ: u64 = 512;
 
