@@ -64,6 +64,15 @@ pub enum Next {
     Abort,
 }
 
+/// Why a client is closed that did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// It sent nothing.
+    Idle,
+    /// It took none of its replies.
+    Stalled,
+}
+
 /// See the module.
 pub struct Connection {
     /// Who is at the other end.
@@ -285,15 +294,16 @@ impl Connection {
         (self.waiting == Waiting::ForJob || rests) && self.unsent().is_empty()
     }
     /// Whether the client was silent, or took none of its replies, for longer than it may.
-    pub fn is_late(&mut self, now_ms: u64, limits: &Limits) -> bool {
+    pub fn is_late(&mut self, now_ms: u64, limits: &Limits) -> Option<Late> {
         let (idle_s, stall_s) = (limits.idle_timeout_s.get(), limits.output_stall_s.get());
         if !self.unsent().is_empty() {
             let since = *self.stalled_since_ms.get_or_insert(now_ms);
-            return stall_s > 0 && now_ms.saturating_sub(since) > stall_s * 1000;
+            let stalled = stall_s > 0 && now_ms.saturating_sub(since) > stall_s * 1000;
+            return stalled.then_some(Late::Stalled);
         }
         let active_at_ms = self.client.shared.active_at_ms.load(Relaxed);
         let idle = now_ms.saturating_sub(active_at_ms) > idle_s * 1000;
-        idle_s > 0 && idle && self.waiting == Waiting::No
+        (idle_s > 0 && idle && self.waiting == Waiting::No).then_some(Late::Idle)
     }
     /// Runs what can run and says what is needed next. `blocked`: the socket took not all of the
     /// replies when they were last offered; then commands run up to the limit of unsent bytes.
@@ -341,6 +351,7 @@ impl Connection {
         }
         if limits.output_max > 0 && self.unsent().len() as u64 > limits.output_max {
             counters.output_limit_closed.add(1);
+            self.warn_of_closing("unsent bytes of replies", self.unsent().len());
             return Next::Abort;
         }
         if self.client.close_after_reply {
@@ -355,9 +366,15 @@ impl Connection {
         }
         if self.input.len() as u64 > limits.query_buffer_max {
             counters.query_limit_closed.add(1);
+            self.warn_of_closing("bytes of unfinished commands", self.input.len());
             return Next::Abort;
         }
         if self.ended { Next::Close } else { Next::Read }
+    }
+    #[cold]
+    fn warn_of_closing(&self, what: &str, bytes: usize) {
+        let (id, address) = (self.client.id(), &self.client.shared.address);
+        tracing::warn!("closing client {id} from {address}: {bytes} {what} are over the limit");
     }
     fn over_the_pause(&self, limits: &Round) -> bool {
         self.output.len() - self.sent > limits.output_pause

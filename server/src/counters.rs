@@ -56,6 +56,10 @@ pub struct WorkerCounters {
     pub query_limit_closed: Counter,
     /// Clients closed over a limit of the output buffer.
     pub output_limit_closed: Counter,
+    /// Clients closed since they were silent for too long.
+    pub idle_closed: Counter,
+    /// Clients closed since they took none of their replies for too long.
+    pub stall_closed: Counter,
     /// Bytes now held by query buffers.
     pub query_buffer_bytes: Counter,
     /// Bytes now held by output buffers.
@@ -100,6 +104,8 @@ impl WorkerCounters {
             keyspace_misses: Counter::default(),
             query_limit_closed: Counter::default(),
             output_limit_closed: Counter::default(),
+            idle_closed: Counter::default(),
+            stall_closed: Counter::default(),
             query_buffer_bytes: Counter::default(),
             output_buffer_bytes: Counter::default(),
             looked_ahead: Counter::default(),

@@ -145,6 +145,18 @@ fn server(page: &mut Page<'_>, context: &Context, totals: &Totals) -> fmt::Resul
         "Connections refused because there were too many",
         totals.refused_connections,
     )?;
+    let help = "Clients that the server closed, by reason";
+    page.family("ferrite_closed_clients", help, MetricType::Counter, |family| {
+        for (reason, n) in [
+            ("query_buffer", totals.query_limit_closed),
+            ("output_buffer", totals.output_limit_closed),
+            ("idle", totals.idle_closed),
+            ("stalled", totals.stall_closed),
+        ] {
+            family.counter("reason", reason, n)?;
+        }
+        Ok(())
+    })?;
     page.counter("ferrite_net_input_bytes", "Bytes received", totals.input_bytes)?;
     page.counter("ferrite_net_output_bytes", "Bytes sent", totals.output_bytes)?;
     page.counter("ferrite_error_replies", "Error replies", totals.errors)?;

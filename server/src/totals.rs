@@ -34,6 +34,10 @@ pub struct Totals {
     pub query_limit_closed: u64,
     /// Clients closed for their output buffer.
     pub output_limit_closed: u64,
+    /// Clients closed for their silence.
+    pub idle_closed: u64,
+    /// Clients closed for taking none of their replies.
+    pub stall_closed: u64,
     /// Keys removed because they had expired.
     pub expired_keys: u64,
     /// Records read from the device.
@@ -93,6 +97,8 @@ impl Totals {
             add(&mut sums.keyspace_misses, &worker.keyspace_misses);
             add(&mut sums.query_limit_closed, &worker.query_limit_closed);
             add(&mut sums.output_limit_closed, &worker.output_limit_closed);
+            add(&mut sums.idle_closed, &worker.idle_closed);
+            add(&mut sums.stall_closed, &worker.stall_closed);
             for (sum, one) in sums.by_command.iter_mut().zip(&worker.by_command) {
                 add(&mut sum.calls, &one.calls);
                 add(&mut sum.nanoseconds, &one.nanoseconds);
@@ -126,6 +132,8 @@ impl Totals {
         sub(&mut self.keyspace_misses, base.keyspace_misses);
         sub(&mut self.query_limit_closed, base.query_limit_closed);
         sub(&mut self.output_limit_closed, base.output_limit_closed);
+        sub(&mut self.idle_closed, base.idle_closed);
+        sub(&mut self.stall_closed, base.stall_closed);
         sub(&mut self.expired_keys, base.expired_keys);
         sub(&mut self.device_reads, base.device_reads);
         sub(&mut self.device_read_bytes, base.device_read_bytes);

@@ -3,7 +3,7 @@
 
 use crate::client::Client;
 use crate::commands::{self, Job, Ran};
-use crate::connection::{Connection, Next, Spare, slot_of};
+use crate::connection::{Connection, Late, Next, Spare, slot_of};
 use crate::context::Context;
 use crate::counters::{ErrorTally, WorkerCounters};
 use crate::resp::Reply;
@@ -197,10 +197,29 @@ impl Worker {
         let mut late = Vec::new();
         for (slot, connection) in (0..).zip(&mut self.connections) {
             let Some(connection) = connection else { continue };
-            if connection.is_late(now_ms, limits) {
-                connection.client.shared.kill.store(true, Relaxed);
-                late.push(slot);
+            if connection.client.shared.kill.load(Relaxed) {
+                continue;
             }
+            let Some(why) = connection.is_late(now_ms, limits) else { continue };
+            connection.client.shared.kill.store(true, Relaxed);
+            let counters = &self.host.context.workers[self.host.number];
+            let (id, address) = (connection.client.id(), &connection.client.shared.address);
+            match why {
+                Late::Idle => {
+                    counters.idle_closed.add(1);
+                    tracing::debug!("closing idle client {id} from {address}");
+                }
+                Late::Stalled => {
+                    counters.stall_closed.add(1);
+                    let unsent = connection.unsent().len();
+                    tracing::warn!(
+                        "closing client {id} from {address}: it took none of its {unsent} bytes \
+                         of replies for {} seconds",
+                        limits.output_stall_s.get()
+                    );
+                }
+            }
+            late.push(slot);
         }
         late
     }

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes that works.
@@ -19,6 +19,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// Its data.
     pub directory: Arc<tempfile::TempDir>,
+    /// What it has logged so far.
+    log: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -43,6 +45,7 @@ impl Server {
         }
         let mut child = command.stderr(Stdio::piped()).spawn().expect("ferrite runs");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let log = Arc::new(Mutex::new(String::new()));
         let mut address = None;
         for line in lines.by_ref().map_while(Result::ok) {
             if let Some((_, rest)) = line.split_once("listening on ") {
@@ -50,14 +53,20 @@ impl Server {
                 let socket = rest.split([',', ' ']).next().and_then(|text| text.parse().ok());
                 address = address.or(socket);
             }
+            log.lock().expect("no panic").extend([&line, "\n"]);
             if line.ends_with("ready") {
                 break;
             }
         }
         // Its log is read to the end, so that it never waits for us.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        let theirs = log.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                theirs.lock().expect("no panic").extend([&line, "\n"]);
+            }
+        });
         let address = address.expect("ferrite says where it listens before it is ready");
-        Self { child, address, directory }
+        Self { child, address, directory, log }
     }
     /// Starts redis-server 7.0, or says that it is not there; with `CI=true` that is a failure.
     pub fn redis() -> Option<Self> {
@@ -84,7 +93,7 @@ impl Server {
                 .expect("redis-server runs");
             while child.try_wait().expect("a child").is_none() {
                 if TcpStream::connect(address).is_ok() {
-                    return Some(Self { child, address, directory });
+                    return Some(Self { child, address, directory, log: Arc::default() });
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -94,6 +103,18 @@ impl Server {
     /// A connection.
     pub fn connect(&self) -> Wire {
         Wire::new(TcpStream::connect(self.address).expect("it listens"))
+    }
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic").clone()
+    }
+    /// Waits until it has logged `text`.
+    pub fn wait_for_log(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "no {text:?} in {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     /// The server's process.
     pub fn id(&self) -> u32 {
