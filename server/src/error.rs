@@ -74,20 +74,12 @@ impl From<ferrite_hybridlog::Stop> for Stop {
     }
 }
 
-/// A key holds a value of another type.
-pub const WRONG_TYPE: ErrorReply =
-    ErrorReply::new("WRONGTYPE Operation against a key holding the wrong kind of value");
 /// An argument or a value is no 64-bit integer.
 pub const NOT_AN_INTEGER: ErrorReply =
     ErrorReply::new("ERR value is not an integer or out of range");
 /// An argument is no 32-bit integer.
 pub const NOT_32_BITS: ErrorReply =
     ErrorReply::new("ERR value is out of range, value must between -2147483648 and 2147483647");
-/// An argument is an integer outside of what the command takes.
-pub const OUT_OF_RANGE: ErrorReply = ErrorReply::new("ERR value is out of range");
-/// An argument must be above zero or zero.
-pub const MUST_BE_POSITIVE: ErrorReply =
-    ErrorReply::new("ERR value is out of range, must be positive");
 /// An argument or a value is no number.
 pub const NOT_A_FLOAT: ErrorReply = ErrorReply::new("ERR value is not a valid float");
 /// An option is unknown or stands where it cannot.

@@ -13,8 +13,6 @@ use std::sync::OnceLock;
 pub struct Facts {
     /// 40 hexadecimal digits, different at every start.
     pub run_id: String,
-    /// Unix time of the start in milliseconds.
-    pub started_at_ms: u64,
     /// The running program.
     pub executable: PathBuf,
     /// The directory of all data, absolute.
@@ -30,7 +28,6 @@ impl Facts {
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
             run_id: random_id(),
-            started_at_ms: unix_ms(),
             executable: std::env::current_exe().unwrap_or_default(),
             data_dir,
             transport: OnceLock::new(),

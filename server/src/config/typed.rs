@@ -138,11 +138,6 @@ impl Config {
         self.server.bind.iter().map(|ip| SocketAddr::new(*ip, self.server.port)).collect()
     }
 
-    /// Whether every address to listen on is reached from this machine only.
-    pub fn is_loopback_only(&self) -> bool {
-        self.server.bind.iter().all(IpAddr::is_loopback)
-    }
-
     fn ports_differ(&self) -> Result<(), ConfigError> {
         let port = self.metrics.port;
         if self.metrics.enabled && port != 0 && port == self.server.port {
@@ -297,7 +292,6 @@ mod tests {
     fn the_defaults_make_a_configuration() {
         let config = with(&[]).expect("the defaults go together");
         assert_eq!(config.listen_addresses(), ["127.0.0.1:6379".parse().expect("an address")]);
-        assert!(config.is_loopback_only());
         assert_eq!(config.store.file_stem, "ferrite");
         assert!(config.store.mutable_size >= 2 * config.store.page_size);
     }
