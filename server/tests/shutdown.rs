@@ -141,8 +141,9 @@ fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
 fn once_a_checkpoint_has_succeeded_a_signal_is_a_first_one_again() {
     let mut server = Server::ferrite(&[]);
     let mut wire = server.connect();
-    // Before the first checkpoint: the index image is what cannot be written, and that may be tried
-    // again. With an image already there the first failure is that of a sync, which is final.
+    assert_eq!(wire.line("SET a 1"), "+OK");
+    // With its image there, what cannot be done next is to sync the folder: it cannot be opened.
+    assert_eq!(wire.line("SAVE"), "+OK");
     assert_eq!(wire.line("SET a 2"), "+OK");
     let (data, away) = (server.directory.path().join("data"), server.directory.path().join("away"));
     std::fs::rename(&data, &away).expect("it is there");

@@ -220,8 +220,9 @@ fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
 /// What a failed sync left on the disk cannot be known: never try again.
 fn sync_failed(inner: &Inner, what: impl std::fmt::Display, e: &std::io::Error) -> CheckpointError {
     let what = format!("syncing {what} failed: {e}");
-    // Without a descriptor nothing was synced and nothing failed: the next checkpoint may do it.
-    if !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+    // Who cannot open it has synced nothing and failed nothing: the next checkpoint may do it.
+    let unopened = [libc::EMFILE, libc::ENFILE, libc::ENOENT, libc::ENOTDIR, libc::EACCES];
+    if !e.raw_os_error().is_some_and(|e| unopened.contains(&e)) {
         inner.log.health.broke(what.clone());
     }
     CheckpointError::Device(what)
