@@ -470,3 +470,34 @@ fn a_session_keeps_the_store_running() {
     drop(s);
     Store::open(tiny(dir.path())).expect("the last session has let go");
 }
+
+/// In a table that was large once a random key may be far: whoever looks for it must not keep all
+/// others from their safepoints and pages meanwhile.
+#[test]
+fn a_search_for_a_random_key_leaves_now_and_then() {
+    const KEYS: u64 = 100_000;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut config = Config::new(dir.path());
+    (config.page_size, config.segment_size) = (64 << 10, 1 << 20);
+    (config.mutable_size, config.readonly_size) = (16 << 20, 1 << 20);
+    let store = Store::open(config).expect("opens");
+    let mut s = store.blocking_session();
+    for i in 0..KEYS {
+        s.upsert(DB, &i.to_le_bytes(), b"x").expect("writes");
+    }
+    for i in 1..KEYS {
+        s.rmw(DB, &i.to_le_bytes(), |_, _| (Change::Delete, ())).expect("deletes");
+    }
+    let mut stays = 0;
+    for _ in 0..20 {
+        let key = s.run(|inside, op| {
+            stays += 1;
+            inside.random_key(op, DB, |v| v.map(|v| v.key.to_vec()))
+        });
+        assert_eq!(key.expect("looks"), Some(0u64.to_le_bytes().to_vec()));
+    }
+    assert!(stays > 20, "each search was one stay");
+    s.rmw(DB, &0u64.to_le_bytes(), |_, _| (Change::Delete, ())).expect("deletes");
+    let none = s.run(|inside, op| inside.random_key(op, DB, |v| v.is_none()));
+    assert!(none.expect("looks"), "nothing is left");
+}

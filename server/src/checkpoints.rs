@@ -8,7 +8,7 @@
 use crate::context::unix_ms;
 use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Stats, Store};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The checkpoints of one server.
@@ -19,7 +19,6 @@ pub struct Checkpoints {
     /// Whether the last one failed: `last_error` of the state, for who asks at every command.
     failing: AtomicBool,
     state: Mutex<State>,
-    free: Condvar,
 }
 
 /// How the checkpoints went so far.
@@ -72,23 +71,17 @@ impl Checkpoints {
             written_at_last: written(store, &store.stats(), databases, 0),
         };
         let failing = AtomicBool::new(false);
-        Self { unseen_changes, failing, state: Mutex::new(state), free: Condvar::new() }
+        Self { unseen_changes, failing, state: Mutex::new(state) }
     }
 
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
-        let state = self.lock();
-        if state.began.is_some() { None } else { Some(self.claimed(state)) }
-    }
-    /// The same, after the one that runs has ended. Blocks; for SHUTDOWN.
-    pub fn claim_next(self: &Arc<Self>) -> Claim {
-        let busy = |state: &mut State| state.began.is_some();
-        let state = self.free.wait_while(self.lock(), busy);
-        self.claimed(state.unwrap_or_else(PoisonError::into_inner))
-    }
-    fn claimed(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Claim {
+        let mut state = self.lock();
+        if state.began.is_some() {
+            return None;
+        }
         state.began = Some(Instant::now());
-        Claim { checkpoints: Arc::clone(self) }
+        Some(Claim { checkpoints: Arc::clone(self) })
     }
     /// Whether one is being taken.
     pub fn in_progress(&self) -> bool {
@@ -177,7 +170,6 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.checkpoints.lock().began = None;
-        self.checkpoints.free.notify_one();
     }
 }
 
@@ -196,26 +188,8 @@ mod tests {
         drop(claim);
         assert!(!all.in_progress());
         assert_eq!(all.state().completed, 0);
-        all.claim_next().take(&store, 16).expect("taken");
+        all.claim().expect("free again").take(&store, 16).expect("taken");
         assert_eq!((all.state().completed, all.state().failed), (1, 0));
-        assert!(!all.in_progress());
-    }
-
-    #[test]
-    fn the_next_one_waits_for_the_one_that_runs() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(Config::new(directory.path())).expect("opened");
-        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
-        let claim = all.claim().expect("free");
-        let waiting = std::thread::spawn({
-            let all = Arc::clone(&all);
-            move || {
-                let _claim = all.claim_next();
-                all.state().completed
-            }
-        });
-        claim.take(&store, 16).expect("taken");
-        assert_eq!(waiting.join().expect("no panic"), 1);
         assert!(!all.in_progress());
     }
 

@@ -49,8 +49,18 @@ struct State {
     waiting_for_room: Option<(Arc<Grant>, Arc<Log>)>,
     /// How often it found a bucket busy.
     tries: u32,
-    /// Where a random choice starts, the same at each try.
-    seed: Option<u64>,
+    /// Where a search for a random key goes on.
+    search: Option<Search>,
+}
+
+/// How far a search for a random key has come: a try that ends goes on from here.
+#[derive(Clone, Copy)]
+pub(crate) struct Search {
+    /// The state of the random numbers.
+    pub random: u64,
+    pub attempt: u32,
+    /// Of the walk that comes when chance finds nothing.
+    pub cursor: u64,
 }
 
 impl std::fmt::Debug for State {
@@ -115,9 +125,10 @@ impl Operation {
         self.state.as_ref().map_or(0, |state| state.tries)
     }
 
-    /// The operation's random number: drawn at its first try.
-    pub(crate) fn seed(&mut self, draw: impl FnOnce() -> u64) -> u64 {
-        *self.state.get_or_insert_default().seed.get_or_insert_with(draw)
+    /// Where its search goes on: at a random place at its first try.
+    pub(crate) fn search(&mut self, draw: impl FnOnce() -> u64) -> &mut Search {
+        let begin = || Search { random: draw(), attempt: 0, cursor: 0 };
+        self.state.get_or_insert_default().search.get_or_insert_with(begin)
     }
 
     /// Keeps a record that was fetched for this operation otherwise.

@@ -1,6 +1,6 @@
 //! Walks over all keys, a bucket at a time, with SCAN's guarantee; and a random key.
 
-use super::operation::{Operation, Stop};
+use super::operation::{Operation, Search, Stop};
 use super::session::{Inside, Random};
 use super::tables::Database;
 use super::value::Value;
@@ -10,6 +10,11 @@ use std::sync::Arc;
 
 /// Empty buckets that one step of a walk passes over.
 const EMPTY_BUCKETS: u32 = 256;
+/// Buckets that a search for a random key looks at before it leaves and comes again: in a table that
+/// was large once there may be millions without a key.
+const BUCKETS_A_STAY: u32 = 4096;
+/// Buckets that one sample of the index may look at.
+const SAMPLE: u32 = 1024;
 /// Random buckets tried before a sparse table is walked from a random place on.
 const RANDOM_TRIES: u32 = 64;
 
@@ -81,10 +86,17 @@ impl Inside<'_> {
         f: impl FnOnce(Option<Value<'_>>) -> R,
     ) -> Result<R, Stop> {
         let slot = Arc::clone(self.tables.slot(db));
-        let mut cursor = 0;
-        let mut random = Random(op.seed(|| self.scratch.random()));
-        for attempt in 0.. {
+        if slot.counts().0 == 0 {
+            return Ok(f(None));
+        }
+        let mut looked_at = 0;
+        loop {
             op.begin(&mut self.credit);
+            if looked_at >= BUCKETS_A_STAY {
+                return self.wait(op, Blocked::Busy);
+            }
+            let Search { random, attempt, mut cursor } = *op.search(|| self.scratch.random());
+            let mut random = Random(random);
             let mut heads = Vec::new();
             let collect = |address, node: bool| {
                 if !node {
@@ -93,9 +105,11 @@ impl Inside<'_> {
             };
             if attempt < RANDOM_TRIES {
                 slot.index.sample(self.view.pinned(&self.pin).pin, random.next(), collect);
+                looked_at += SAMPLE;
             } else {
                 // A sparse table: go through all of it.
                 cursor = slot.index.walk(self.view.pinned(&self.pin).pin, cursor, collect);
+                looked_at += 1;
             }
             let mut found: Option<(Vec<u8>, usize)> = None;
             let (pick, mut seen) = (random.next(), 0);
@@ -118,10 +132,11 @@ impl Inside<'_> {
                 return Ok(f(Some(value)));
             }
             if attempt >= RANDOM_TRIES && cursor == 0 {
-                break;
+                return Ok(f(None));
             }
+            let attempt = attempt.saturating_add(1);
+            *op.search(|| 0) = Search { random: random.0, attempt, cursor };
         }
-        Ok(f(None))
     }
 
     /// Calls `f` for each key below these chain heads that is there and has not expired, once
