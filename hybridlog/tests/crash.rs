@@ -389,6 +389,62 @@ fn one_error_at_any_step_is_reported_and_nothing_wrong_is_served() {
     }
 }
 
+/// Writes until the store refuses, reads everything, lets `heal` end the cause, and writes again
+/// without a restart; what is there then survives a close and a crash.
+fn refuses_and_heals(
+    made: &Made,
+    device: &Arc<FaultDevice>,
+    cause: impl FnOnce(&FaultDevice),
+    heal: impl FnOnce(&FaultDevice),
+    what: &str,
+) {
+    let mut life = Life::new(made, device).expect("opens");
+    life.stubborn = true;
+    life.put(0, 0, b"before".to_vec(), None);
+    cause(device);
+    let mut i = 0usize;
+    while life.failures == 0 {
+        life.put((i % 2) as u8, i % made.keys.len(), vec![i as u8; 600], None);
+        i += 1;
+        assert!(i < 10_000, "{what}: everything is taken");
+    }
+    life.look();
+    for key in &made.keys {
+        // What is in memory or on the disk is readable, whatever else failed.
+        assert_eq!(
+            life.session.read(Database(0), key).expect("reads"),
+            life.model.get(0, key).map(|e| e.value.clone()),
+        );
+    }
+    life.checkpoint();
+    heal(device);
+    let since = std::time::Instant::now();
+    let healed = b"healed".to_vec();
+    while life.model.get(0, &made.keys[3]).is_none_or(|e| e.value != healed) {
+        life.put(0, 3, healed.clone(), None);
+        assert!(since.elapsed().as_secs() < 60, "{what}: {:?}", life.store.stats().not_writable);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    life.store.checkpoint().expect("checkpoints");
+    check(&life.store, &mut life.session, &life.model, &made.keys);
+    let states = [life.model.clone()];
+    drop(life);
+    recovered(made, device, &states, &format!("{what}, closed"));
+    recovered(made, &device.crash(1), &states, &format!("{what}, crashed"));
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_heals_without_a_restart() {
+    let made = Made::new(tiny());
+    // Enough for so many bytes more: in the middle of a page, of a segment, of nothing.
+    for space in [0, 3000, 5000, 9000, 20_000, 41_000, 70_000] {
+        let device = made.copy();
+        let cause = |device: &FaultDevice| device.set_free_space(space);
+        let heal = |device: &FaultDevice| device.set_free_space(1 << 30);
+        refuses_and_heals(&made, &device, cause, heal, &format!("{space} bytes"));
+    }
+}
+
 /// A process that ran out of descriptors has not lost its disk: what it wrote must not depend on a
 /// restart that loses it.
 #[test]
@@ -400,71 +456,9 @@ fn a_shortage_of_descriptors_or_memory_passes_without_a_restart() {
         (Operation::Write, libc::ENOMEM),
     ] {
         let device = made.copy();
-        let mut life = Life::new(&made, &device).expect("opens");
-        life.stubborn = true;
-        device.inject(Fault::new(operation, errno));
-        let mut i = 0usize;
-        while life.failures == 0 {
-            life.put((i % 2) as u8, i % made.keys.len(), vec![i as u8; 600], None);
-            i += 1;
-            assert!(i < 10_000, "a store that cannot write takes everything");
-        }
-        life.look();
-        device.heal();
-        let since = std::time::Instant::now();
-        let healed = b"healed".to_vec();
-        while life.model.get(0, &made.keys[3]).is_none_or(|e| e.value != healed) {
-            life.put(0, 3, healed.clone(), None);
-            assert!(since.elapsed().as_secs() < 60, "{:?}", life.store.stats().not_writable);
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        life.store.checkpoint().expect("checkpoints");
-        check(&life.store, &mut life.session, &life.model, &made.keys);
-        let states = [life.model.clone()];
-        drop(life);
-        recovered(&made, &device, &states, &format!("{operation:?} {errno}"));
-    }
-}
-
-#[test]
-fn a_full_disk_refuses_writes_serves_reads_and_heals_without_a_restart() {
-    let made = Made::new(tiny());
-    // Enough for so many bytes more: in the middle of a page, of a segment, of nothing.
-    for space in [0, 3000, 5000, 9000, 20_000, 41_000, 70_000] {
-        let device = made.copy();
-        let mut life = Life::new(&made, &device).expect("opens");
-        life.stubborn = true;
-        life.put(0, 0, b"before".to_vec(), None);
-        device.set_free_space(space);
-        let mut i = 0usize;
-        while life.failures == 0 {
-            life.put((i % 2) as u8, i % made.keys.len(), vec![i as u8; 600], None);
-            i += 1;
-            assert!(i < 10_000, "a disk of {space} bytes takes everything");
-        }
-        life.look();
-        for key in &made.keys {
-            // What is in memory or on the disk is readable, whatever else failed.
-            assert_eq!(
-                life.session.read(Database(0), key).expect("reads"),
-                life.model.get(0, key).map(|e| e.value.clone()),
-            );
-        }
-        life.checkpoint();
-        device.set_free_space(1 << 30);
-        let since = std::time::Instant::now();
-        let healed = b"healed".to_vec();
-        while life.model.get(0, &made.keys[3]).is_none_or(|e| e.value != healed) {
-            life.put(0, 3, healed.clone(), None);
-            assert!(since.elapsed().as_secs() < 60, "{:?}", life.store.stats().not_writable);
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        life.store.checkpoint().expect("checkpoints");
-        check(&life.store, &mut life.session, &life.model, &made.keys);
-        let states = [life.model.clone()];
-        drop(life);
-        recovered(&made, &device, &states, &format!("{space} bytes, closed"));
-        recovered(&made, &device.crash(1), &states, &format!("{space} bytes, crashed"));
+        let cause = |device: &FaultDevice| device.inject(Fault::new(operation, errno));
+        let what = format!("{operation:?} {errno}");
+        refuses_and_heals(&made, &device, cause, FaultDevice::heal, &what);
     }
 }
 

@@ -72,13 +72,13 @@ pub const LINE_MAX: usize = 64 * 1024;
 /// What is wrong with the bytes, with Redis's texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
-    /// No line end within [`LINE_MAX`] bytes of an inline command.
+    /// No line end within `LINE_MAX` bytes of an inline command.
     InlineTooLong,
     /// Quotes in an inline command that are not closed, or not followed by a blank.
     UnbalancedQuotes,
-    /// No line end within [`LINE_MAX`] bytes of a count of words.
+    /// No line end within `LINE_MAX` bytes of a count of words.
     CountTooLong,
-    /// No line end within [`LINE_MAX`] bytes of a word's length.
+    /// No line end within `LINE_MAX` bytes of a word's length.
     LengthTooLong,
     /// The count of words is no number or too high.
     Count,

@@ -1,4 +1,4 @@
-//! RESP, the protocol of Redis: [`decode`] finds commands in bytes, [`encode`] writes replies.
+//! RESP, the protocol of Redis: `decode` finds commands in bytes, `encode` writes replies.
 
 pub mod ahead;
 mod decode;
