@@ -7,6 +7,7 @@
 //!   hybridlog    the store
 //! ```
 
+pub mod aof;
 pub(crate) mod checkpoints;
 pub(crate) mod client;
 pub mod commands;

@@ -70,6 +70,10 @@ impl Server {
     }
     /// Starts redis-server 7.0, or says that it is not there; with `CI=true` that is a failure.
     pub fn redis() -> Option<Self> {
+        Self::redis_in(Arc::new(tempfile::tempdir().expect("a directory")), &[])
+    }
+    /// The same, on data that may be there and with more arguments.
+    pub fn redis_in(directory: Arc<tempfile::TempDir>, arguments: &[&str]) -> Option<Self> {
         let version = Command::new("redis-server").arg("--version").output().ok();
         let known = version.is_some_and(|v| String::from_utf8_lossy(&v.stdout).contains("v=7.0."));
         if !known {
@@ -79,7 +83,6 @@ impl Server {
             writeln!(io::stderr(), "{SKIPPED}").expect("standard error");
             return None;
         }
-        let directory = Arc::new(tempfile::tempdir().expect("a directory"));
         // Another process may take the port first: then the next one is tried.
         for _ in 0..10 {
             let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
@@ -87,6 +90,7 @@ impl Server {
             let mut child = Command::new("redis-server")
                 .args(["--port", &address.port().to_string(), "--save", "", "--bind", "127.0.0.1"])
                 .args(["--io-threads", "1"])
+                .args(arguments)
                 .current_dir(directory.path())
                 .stdout(Stdio::null())
                 .spawn()

@@ -1,0 +1,26 @@
+//! The append-only file: what every write leaves behind, so that a start can do it again.
+//!
+//! ```text
+//!   Entry ── effect.rs ──> RESP ── block.rs ──> blocks ── writer.rs ──> appendonly.000012.aof
+//!            (one effect)          (one ms,               (write, sync,        │
+//!                                   checksum)              next part)          │ hard link
+//!                                                                       appendonly.aof
+//! ```
+//!
+//! A *part* is one file: a first line that names it (`part.rs`), then *blocks* (`block.rs`). Between
+//! annotation lines, which begin with `#`, it is plain RESP, so redis-server loads a part as its own
+//! append-only file. docs/format.md has every byte.
+//!
+//! Nothing here knows the store or a thread: bytes in, files out, and back.
+
+pub mod block;
+mod checksum;
+pub mod effect;
+pub mod part;
+#[cfg(test)]
+mod testing;
+mod text;
+
+pub use block::{Annotation, Blocks};
+pub use effect::{Effect, Entry};
+pub use part::{Before, Header, Start};
