@@ -501,3 +501,60 @@ fn a_search_for_a_random_key_leaves_now_and_then() {
     let none = s.run(|inside, op| inside.random_key(op, DB, |v| v.is_none()));
     assert!(none.expect("looks"), "nothing is left");
 }
+
+/// RANDOMKEY and SCAN promise in DBSIZE that what they found expired is gone. They once left it
+/// there whenever other writers held all the room.
+#[test]
+fn a_search_and_a_walk_remove_what_expired_though_the_ring_is_full() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(tiny(dir.path())).expect("opens");
+    store.pause_expiry_cycle(true);
+    let other = Database(1);
+    let stop = AtomicBool::new(false);
+    support::threads(|scope| {
+        for t in 0..2u64 {
+            let (store, stop) = (&store, &stop);
+            scope.spawn(move || {
+                let mut s = store.blocking_session();
+                for i in 0u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    s.upsert(other, &(i % 64 + t * 64).to_le_bytes(), &[7; 1500]).expect("writes");
+                }
+            });
+        }
+        let mut s = store.blocking_session();
+        let mut left = 0;
+        for round in 0..150u64 {
+            s.rmw(DB, b"expired", |_, _| {
+                let put = Change::Put { value: b"x", expires_at_ms: Some(1000), encoding: 0 };
+                (put, ())
+            })
+            .expect("writes");
+            let written = store.stats().appends;
+            while store.stats().appends < written + 8 {
+                std::thread::yield_now();
+            }
+            if round % 2 == 0 {
+                let none = s.run(|inside, op| inside.random_key(op, DB, |v| v.is_none()));
+                left += u64::from(none != Ok(true));
+            } else {
+                let mut cursor = 0;
+                loop {
+                    cursor = s
+                        .run(|inside, op| {
+                            inside.walk_removing_expired(op, DB, cursor, |_| true, |_| {})
+                        })
+                        .expect("walks");
+                    if cursor == 0 {
+                        break;
+                    }
+                }
+            }
+            left += store.key_count(DB).0;
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(left, 0, "expired keys stayed");
+    });
+}

@@ -73,10 +73,35 @@ impl Inside<'_> {
         Ok(answer.expect("one key has one value"))
     }
 
-    /// Removes a key that a reader found expired, if that takes no waiting.
+    /// Removes a key that a reader found expired, if that takes no waiting: readers go on while
+    /// writers wait for the device. The expiry cycle comes to what stays.
     pub(crate) fn remove_expired(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
+        drop(self.try_remove_expired(op, db, key));
+    }
+
+    /// Removes keys that were found expired, and waits for what that takes: for the commands whose
+    /// clients see in DBSIZE that it was done.
+    pub(crate) fn remove_all_expired<'k>(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        mut keys: impl Iterator<Item = &'k Vec<u8>>,
+    ) -> Result<(), Stop> {
+        keys.try_for_each(|key| match self.try_remove_expired(op, db, key) {
+            // One that cannot be removed at all is absent all the same.
+            Ok(()) | Err(Blocked::Failed(_)) => Ok(()),
+            Err(blocked) => self.wait(op, blocked),
+        })
+    }
+
+    fn try_remove_expired(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        key: &[u8],
+    ) -> Result<(), Blocked> {
         let keep = &mut |_: Option<Value<'_>>, _: &mut Vec<u8>| (super::Change::Keep, ());
-        drop(self.try_update(op, db, key, keep));
+        self.try_update(op, db, key, keep)
     }
 }
 

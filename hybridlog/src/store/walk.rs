@@ -45,9 +45,7 @@ impl Inside<'_> {
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
         let (next, expired) = self.walk_step(op, db, cursor, f)?;
-        for key in expired.iter().filter(|key| wanted(key)) {
-            self.remove_expired(op, db, key);
-        }
+        self.remove_all_expired(op, db, expired.iter().filter(|key| wanted(key)))?;
         Ok(next)
     }
 
@@ -119,7 +117,7 @@ impl Inside<'_> {
                     found = Some((value.key.to_vec(), value.stored_bytes));
                 }
             })?;
-            expired.iter().for_each(|key| self.remove_expired(op, db, key));
+            self.remove_all_expired(op, db, expired.iter())?;
             if let Some((key, stored_bytes)) = found {
                 let value = Value {
                     key: &key,
