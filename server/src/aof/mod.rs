@@ -17,10 +17,14 @@ pub mod block;
 mod checksum;
 pub mod effect;
 pub mod part;
+pub mod reader;
 #[cfg(test)]
 mod testing;
 mod text;
+mod time;
 
 pub use block::{Annotation, Blocks};
 pub use effect::{Effect, Entry};
 pub use part::{Before, Header, Start};
+pub use reader::{Command, Damage, End, Known, PartReader, ReadError, Torn};
+pub use time::{format_time, parse_time};
