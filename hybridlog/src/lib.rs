@@ -31,6 +31,6 @@ pub use checkpoint::recover::Recovery;
 pub use config::{Config, IoChoice};
 pub use error::{CheckpointError, OpenError, OperationError};
 pub use store::{
-    BlockingSession, Change, Database, Foreseen, Inside, Many, Operation, Session, Sizes, Stats,
-    Stop, Store, Token, Value,
+    Alone, BlockingSession, Change, Database, Foreseen, Inside, Many, Operation, Session, Sizes,
+    Stats, Stop, Store, Token, Value,
 };

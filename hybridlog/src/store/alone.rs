@@ -1,25 +1,122 @@
-//! A command that needs more room than the ring can promise at once, or that found some latch
-//! taken too often: it runs alone.
+//! Alone: a transaction, a command that needs more room than the ring can promise at once, or one
+//! that found some latch taken too often.
 //!
-//! The gate is closed, so that nobody else is inside and nobody sees the command half done. It may
-//! then wait, unpinned, for frames and for reads of records it has itself pushed out of memory:
-//! their supply depends on the page thread and the device only, on no latch and no gate.
+//! The gate is closed, so that nobody else is inside, nobody sees the work half done and no cut
+//! falls inside it. It may then wait, unpinned, for frames and for reads of records that are not in
+//! memory: their supply depends on the page thread and the device only, on no latch and no gate.
+//! The gate admits one closer at a time: that is the lock of all who run alone.
 
+use super::Inner;
 use super::find::{Lookup, Pinned, View};
 use super::many::{Many, Place, Plan, Planned};
 use super::operation::{Operation, ReadyQueue, Stop};
+use super::session::Scratch;
 use super::session::{Inside, take_tables};
 use super::tables::Database;
+use super::tables::Tables;
 use super::value::Change;
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::log::Log;
 use crate::log::health::Shortage;
-use ferrite_index::Pin;
+use ferrite_index::{Closed, Participant, Pin};
 use std::sync::Arc;
 
 /// A command of several keys that has found some latch taken so often runs alone.
 pub(crate) const PATIENCE: u32 = 8;
+
+/// A session that has shut everybody else out ([`Session::alone`](super::Session::alone)): a
+/// transaction. It begins when the gate is closed and ends when this is dropped; between the two no
+/// other session is inside, no checkpoint makes its cut and nothing else changes the databases. All
+/// of it sees one clock.
+///
+/// Operations of its stays inside wait where they stand, unpinned: when one answers
+/// [`Stop::Pending`], what it needed is there, and the same call with the same operation can be
+/// made again at once. Everybody waits meanwhile: fetch before what is cold
+/// ([`Inside::fetch_ahead`]).
+pub struct Alone<'s> {
+    pub(super) inner: &'s Arc<Inner>,
+    pub(super) participant: &'s Participant,
+    pub(super) ready: &'s Arc<ReadyQueue>,
+    pub(super) tables: &'s mut Arc<Tables>,
+    pub(super) generation: &'s mut u64,
+    pub(super) scratch: &'s mut Scratch,
+    pub(super) now_ms: u64,
+    pub(super) _closed: Closed<'s>,
+}
+
+impl Alone<'_> {
+    /// Goes inside. Leave it before the next, and before the calls below.
+    pub fn enter(&mut self) -> Inside<'_> {
+        let Self { inner, participant, ready, tables, generation, scratch, now_ms, _closed } = self;
+        let pin = participant.pin();
+        take_tables(inner, generation, tables);
+        let mut view = View::load(inner, &pin);
+        view.now_ms = *now_ms;
+        Inside {
+            view,
+            pin: Some(pin),
+            inner,
+            participant,
+            tables,
+            generation,
+            ready,
+            scratch,
+            credit: 0,
+            alone_at_ms: Some(*now_ms),
+        }
+    }
+
+    /// Its clock, in Unix milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// Refuses a transaction that could not write: ask before its first effect. `bytes` is what its
+    /// commands bring along.
+    ///
+    /// # Errors
+    /// [`OperationError::NotWritable`] when the log takes no writes, or the disk may not hold it.
+    pub fn refuse_unwritable(&self, bytes: u64) -> Result<(), OperationError> {
+        if let Some(reason) = self.inner.log.health.refusal() {
+            return Err(OperationError::NotWritable(reason));
+        }
+        // A record of twice its size may be written, and its page left half empty.
+        refuse_without_disk(&self.inner.log, bytes / 2)
+    }
+
+    /// [`Store::flush_database`](super::Store::flush_database), in here.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn flush_database(&self, db: Database) -> Result<(), OperationError> {
+        self.inner.flush_database(db)
+    }
+
+    /// [`Store::flush_all`](super::Store::flush_all), in here.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn flush_all(&self) -> Result<(), OperationError> {
+        self.inner.flush_all()
+    }
+
+    /// [`Store::swap_databases`](super::Store::swap_databases), in here.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
+        self.inner.swap_databases(a, b)
+    }
+}
+
+/// Closes the gate and takes back room that was granted and not taken: it belongs to those who wait
+/// at the gate.
+pub(crate) fn close_gate(inner: &Inner) -> Closed<'_> {
+    let closed = inner.gate.close(&inner.log.epoch);
+    inner.log.room.revoke(&inner.log.tail);
+    closed
+}
 
 impl<'s> Inside<'s> {
     /// Runs a command at a safepoint. `run` waits where it stands ([`Inside::until_done`]).
@@ -28,19 +125,39 @@ impl<'s> Inside<'s> {
         op: &mut Operation,
         run: impl FnOnce(&mut Self, &mut Operation) -> Result<R, Blocked>,
     ) -> Result<R, Stop> {
-        self.return_credit();
-        self.pin = None;
-        let closed = self.inner.gate.close(&self.inner.log.epoch);
-        self.inner.log.room.revoke(&self.inner.log.tail);
-        let result = run(self, op);
-        self.return_credit();
-        self.pin = None;
-        drop(closed);
-        self.go_inside_again();
+        let result = if self.alone_at_ms.is_some() {
+            let result = run(self, op);
+            self.pin_alone();
+            result
+        } else {
+            self.return_credit();
+            self.pin = None;
+            let closed = close_gate(self.inner);
+            let result = run(self, op);
+            self.return_credit();
+            self.pin = None;
+            drop(closed);
+            self.go_inside_again();
+            result
+        };
         result.map_err(|blocked| match blocked {
             Blocked::Failed(e) => Stop::Failed(e),
             _ => unreachable!("a command that runs alone waits where it stands"),
         })
+    }
+
+    /// In a stay alone: waits for what blocks a command, which is then called again.
+    pub(crate) fn wait_alone<R>(
+        &mut self,
+        op: &mut Operation,
+        blocked: Blocked,
+    ) -> Result<R, Stop> {
+        let outcome = self.unblock(op, blocked);
+        self.pin_alone();
+        match outcome {
+            Err(Blocked::Failed(e)) => Err(Stop::Failed(e)),
+            _ => Err(Stop::Pending),
+        }
     }
 
     /// Takes a step, pinned, again and again until nothing blocks it, waiting unpinned in between.
@@ -103,6 +220,7 @@ impl<'s> Inside<'s> {
         }
         let pin: Pin<'s> = self.participant.pin();
         self.view = View::load(self.inner, &pin);
+        self.view.now_ms = self.alone_at_ms.unwrap_or(self.view.now_ms);
         self.pin = Some(pin);
     }
 
@@ -153,18 +271,7 @@ impl<'s> Inside<'s> {
             let old = lookups[i].load(&mut value).map_or(0, |l| l.bytes.len());
             words += pinned.room_for(places[i].key, effect, old);
         }
-        let log = &self.inner.log;
-        // What is in memory and not flushed goes there first.
-        let needed = (words + log.tail.load() - log.boundaries.flushed_until()) * 8;
-        match log.device.free_space() {
-            Ok(free) if free < needed => {
-                Err(Blocked::Failed(OperationError::NotWritable(format!(
-                    "the command may need {needed} bytes of disk, and {free} are free; free some, \
-                     or write less at once"
-                ))))
-            }
-            _ => Ok(()),
-        }
+        refuse_without_disk(&self.inner.log, words).map_err(Blocked::Failed)
     }
 
     fn apply_alone(
@@ -216,6 +323,19 @@ impl<'s> Inside<'s> {
             Blocked::Failed(_) => return Err(blocked),
         }
         Ok(())
+    }
+}
+
+/// Refuses what may need `words` of log, if the disk may not hold them.
+fn refuse_without_disk(log: &Log, words: u64) -> Result<(), OperationError> {
+    // What is in memory and not flushed goes there first.
+    let needed = (words + log.tail.load() - log.boundaries.flushed_until()) * 8;
+    match log.device.free_space() {
+        Ok(free) if free < needed => Err(OperationError::NotWritable(format!(
+            "the command may need {needed} bytes of disk, and {free} are free; free some, or write \
+             less at once"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Change, Inner, Session, Stop, Value};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::sync::Locked;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub(crate) struct ExpiryControl {
     stopped: Mutex<bool>,
     changed: Condvar,
     paused: AtomicBool,
+    /// Until then, in Unix milliseconds, no key is removed for having expired.
+    held_until_ms: AtomicU64,
 }
 
 impl ExpiryControl {
@@ -38,6 +40,15 @@ impl ExpiryControl {
     /// Holds the cycle (`DEBUG SET-ACTIVE-EXPIRE 0`).
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
+    }
+    /// Lets no key go until then, whoever finds it.
+    pub fn hold(&self, until_ms: u64) {
+        // Relaxed: who goes inside after a safepoint sees what was set at it, and nothing else is
+        // promised.
+        self.held_until_ms.store(until_ms, Ordering::Relaxed);
+    }
+    pub fn is_held(&self, now_ms: u64) -> bool {
+        now_ms < self.held_until_ms.load(Ordering::Relaxed)
     }
     /// Sleeps; true when it is time to stop.
     fn sleep(&self, time: Duration) -> bool {
@@ -74,7 +85,9 @@ impl ExpiryCycle {
         let mut rest = PERIOD;
         while !control.sleep(rest) {
             // What cannot be removed now must not be forgotten.
-            if control.paused.load(Ordering::Relaxed) || !self.inner.log.health.is_writable() {
+            let held =
+                control.is_held(self.inner.now_ms()) || control.paused.load(Ordering::Relaxed);
+            if held || !self.inner.log.health.is_writable() {
                 rest = PERIOD;
                 continue;
             }
@@ -208,6 +221,13 @@ impl ExpiryCycle {
             let mut op = Operation::new(0);
             loop {
                 let mut inside = self.session.enter();
+                if self.inner.expiry.is_held(inside.now_ms()) {
+                    drop(inside);
+                    if self.inner.expiry.sleep(PERIOD) {
+                        return;
+                    }
+                    continue;
+                }
                 let db = inside.tables.map.iter().position(|s| *s == slot);
                 let Some(db) = db else { break };
                 let keep = |_: Option<Value<'_>>, _: &mut Vec<u8>| (Change::Keep, ());

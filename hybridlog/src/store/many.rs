@@ -102,7 +102,7 @@ impl Inside<'_> {
         let places = self.places(&tables, keys);
         match self.try_update_many(op, &places, &mut f) {
             Ok(r) => Ok(r),
-            Err(Blocked::Room(words)) if words > self.view.inner.log.geometry.ring_words() / 4 => {
+            Err(Blocked::Room(words)) if self.is_large(words) => {
                 self.update_many_alone(op, keys, &mut f)
             }
             Err(Blocked::Busy) if op.tries() >= PATIENCE && !mutant!("writer_never_alone") => {
@@ -110,6 +110,11 @@ impl Inside<'_> {
             }
             Err(blocked) => self.wait(op, blocked),
         }
+    }
+
+    /// Whether the ring may never have as much room at once; who is alone need not have it at once.
+    fn is_large(&self, words: u64) -> bool {
+        words > self.inner.log.geometry.ring_words() / 4 || self.alone_at_ms.is_some()
     }
 
     pub(crate) fn places<'a>(

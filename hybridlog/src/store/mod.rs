@@ -6,7 +6,7 @@
 //! | `find`, `read`, `read_many`, `update`, `many`, `walk`, `write` | the operations and what they share |
 //! | `foresee` | hints for the processor's cache |
 //! | `blocking` | a session for threads that may wait |
-//! | `alone` | a command too large for the ring, or too unlucky, at a safepoint |
+//! | `alone` | a transaction, or a command too large for the ring or too unlucky, at a safepoint |
 //! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
 //! | `expire` | the active expiry cycle |
 //! | `lock` | one process a data directory |
@@ -28,6 +28,7 @@ mod value;
 mod walk;
 mod write;
 
+pub use alone::Alone;
 pub use blocking::BlockingSession;
 pub use foresee::Foreseen;
 pub use many::Many;
@@ -270,7 +271,8 @@ impl Store {
     /// # Errors
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_database(&self, db: Database) -> Result<(), OperationError> {
-        self.replace_slots(|tables, slot| *slot == tables.map[usize::from(db.0)])
+        let _closed = self.inner().gate.close(&self.inner().log.epoch);
+        self.inner().flush_database(db)
     }
 
     /// Empties all databases at one safepoint.
@@ -278,46 +280,8 @@ impl Store {
     /// # Errors
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_all(&self) -> Result<(), OperationError> {
-        self.replace_slots(|_, _| true)
-    }
-
-    fn replace_slots(&self, flushed: impl Fn(&Tables, &u8) -> bool) -> Result<(), OperationError> {
-        let inner = self.inner();
-        if let Some(reason) = inner.log.health.refusal() {
-            return Err(OperationError::NotWritable(reason));
-        }
-        // Indexes are made before the gate is closed, for the slots that hold something then; one
-        // that has filled since makes for another round.
-        loop {
-            let wanted = |tables: &Tables, slot: &Slot| {
-                let used = slot.counts().0 > 0 || slot.index.entries() > 0;
-                used && flushed(tables, &slot.number)
-            };
-            let (_, tables) = inner.tables();
-            let mut fresh = Vec::new();
-            for _ in tables.slots.iter().filter(|slot| wanted(&tables, slot)) {
-                let index =
-                    recover::new_index(inner.smallest_bits, &inner.log.epoch, &inner.index_limit);
-                fresh.push(index.map_err(|e| OperationError::NotWritable(e.to_string()))?);
-            }
-            let closed = inner.gate.close(&inner.log.epoch);
-            let (_, tables) = inner.tables();
-            let places: Vec<usize> =
-                (0..tables.slots.len()).filter(|p| wanted(&tables, &tables.slots[*p])).collect();
-            if places.len() > fresh.len() {
-                drop(closed);
-                continue;
-            }
-            let floor = inner.log.tail.load();
-            inner.change_tables(|tables| {
-                for (place, index) in places.into_iter().zip(fresh) {
-                    let number = tables.slots[place].number;
-                    tables.slots[place] = Arc::new(Slot::new(number, index, floor, 0, 0));
-                }
-            });
-            drop(closed);
-            return Ok(());
-        }
+        let _closed = self.inner().gate.close(&self.inner().log.epoch);
+        self.inner().flush_all()
     }
 
     /// Swaps two databases at a safepoint.
@@ -325,14 +289,8 @@ impl Store {
     /// # Errors
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
-        let inner = self.inner();
-        if let Some(reason) = inner.log.health.refusal() {
-            return Err(OperationError::NotWritable(reason));
-        }
-        let closed = inner.gate.close(&inner.log.epoch);
-        inner.change_tables(|tables| tables.map.swap(usize::from(a.0), usize::from(b.0)));
-        drop(closed);
-        Ok(())
+        let _closed = self.inner().gate.close(&self.inner().log.epoch);
+        self.inner().swap_databases(a, b)
     }
 
     /// The longest value that fits beside a key of `key_length` bytes.
@@ -343,6 +301,19 @@ impl Store {
     /// Holds or resumes the active expiry cycle; lazy expiry goes on.
     pub fn pause_expiry_cycle(&self, paused: bool) {
         self.inner().expiry.pause(paused);
+    }
+
+    /// Lets no key be removed for having expired, actively or by who reads it, until `until_ms`
+    /// (Unix milliseconds): it is absent all the same. Set at a safepoint it holds from then on.
+    pub fn hold_expiry(&self, until_ms: u64) {
+        self.inner().expiry.hold(until_ms);
+    }
+
+    /// Runs `f` at a safepoint: no command is half done, and what goes inside later sees what `f`
+    /// did. Blocks shortly; no [`Inside`] may be held.
+    pub fn at_safepoint<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _closed = self.inner().gate.close(&self.inner().log.epoch);
+        f()
     }
 
     /// Counters and boundaries. Cheap: it reads what is kept anyway.
@@ -406,6 +377,48 @@ impl Inner {
 
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Empties a database. At a safepoint only, as the next two.
+    fn flush_database(&self, db: Database) -> Result<(), OperationError> {
+        self.replace_slots(|tables, slot| slot == tables.map[usize::from(db.0)])
+    }
+
+    fn flush_all(&self) -> Result<(), OperationError> {
+        self.replace_slots(|_, _| true)
+    }
+
+    fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
+        self.refuse_unwritable()?;
+        self.change_tables(|tables| tables.map.swap(usize::from(a.0), usize::from(b.0)));
+        Ok(())
+    }
+
+    fn refuse_unwritable(&self) -> Result<(), OperationError> {
+        self.log.health.refusal().map_or(Ok(()), |why| Err(OperationError::NotWritable(why)))
+    }
+
+    /// Puts new slots in the place of those that hold something. A new index is an address range
+    /// without memory, so making it here costs a few system calls.
+    fn replace_slots(&self, flushed: impl Fn(&Tables, u8) -> bool) -> Result<(), OperationError> {
+        self.refuse_unwritable()?;
+        let (_, tables) = self.tables();
+        let holds = |slot: &Slot| slot.counts().0 > 0 || slot.index.entries() > 0;
+        let wanted = |slot: &Slot| holds(slot) && flushed(&tables, slot.number);
+        let mut fresh = Vec::new();
+        for (place, _) in tables.slots.iter().enumerate().filter(|(_, slot)| wanted(slot)) {
+            let index = recover::new_index(self.smallest_bits, &self.log.epoch, &self.index_limit);
+            let index = index.map_err(|e| OperationError::NotWritable(e.to_string()))?;
+            fresh.push((place, index));
+        }
+        let floor = self.log.tail.load();
+        self.change_tables(|tables| {
+            for (place, index) in fresh {
+                let number = tables.slots[place].number;
+                tables.slots[place] = Arc::new(Slot::new(number, index, floor, 0, 0));
+            }
+        });
+        Ok(())
     }
 
     /// Replaces the tables. At a safepoint only.

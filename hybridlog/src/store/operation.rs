@@ -93,6 +93,15 @@ impl Operation {
         self.state = None;
     }
 
+    /// Begins the next command of the same transaction: keeps what was fetched, which may serve that
+    /// one too, and forgets the rest.
+    pub fn next_command(&mut self) {
+        if let Some(state) = &mut self.state {
+            (state.tries, state.search) = (0, None);
+            state.failed.clear();
+        }
+    }
+
     /// Takes in what has arrived since the last try; adds granted room to `credit`.
     pub(crate) fn begin(&mut self, credit: &mut u64) {
         let Some(state) = &mut self.state else { return };

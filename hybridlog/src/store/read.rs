@@ -32,6 +32,24 @@ impl Inside<'_> {
         }
     }
 
+    /// Brings all that an operation on this key needs of the device into `op`, without doing
+    /// anything yet: true when it is at hand. Else a read is on its way: call again when `op`'s
+    /// token is ready. A read that failed is left to the operation that needs it.
+    pub fn fetch_ahead(&mut self, op: &mut Operation, db: Database, key: &[u8]) -> bool {
+        op.begin(&mut self.credit);
+        let slot = self.tables.slot(db);
+        let hash = self.view.inner.secret.hash(key);
+        let pinned = self.view.pinned(&self.pin);
+        let Ok(probe) = slot.index.probe(pinned.pin, hash, false) else { return true };
+        match pinned.find(op, probe.address(), key) {
+            Err(missing) if op.failure(missing).is_none() => {
+                op.fetch(missing, &pinned.inner.log, self.ready);
+                false
+            }
+            _ => true,
+        }
+    }
+
     /// Reads one key. An expired one is absent (and is removed in passing).
     pub fn read<R>(
         &mut self,
@@ -100,6 +118,9 @@ impl Inside<'_> {
         db: Database,
         key: &[u8],
     ) -> Result<(), Blocked> {
+        if self.inner.expiry.is_held(self.view.now_ms) {
+            return Ok(());
+        }
         let keep = &mut |_: Option<Value<'_>>, _: &mut Vec<u8>| (super::Change::Keep, ());
         self.try_update(op, db, key, keep)
     }

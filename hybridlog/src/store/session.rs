@@ -4,6 +4,7 @@
 //! for I/O, room or a latch beyond a short spin; what would have to leaves with
 //! [`Stop::Pending`].
 
+use super::alone::{Alone, close_gate};
 use super::find::View;
 use super::operation::{Operation, ReadyQueue, Stop, Token};
 use super::tables::Tables;
@@ -98,7 +99,19 @@ impl Session {
             ready,
             scratch,
             credit: 0,
+            alone_at_ms: None,
         }
+    }
+
+    /// Shuts everybody else out: see [`Alone`]. Waits for those who are inside, and for who is
+    /// alone already. The calling thread must hold no [`Inside`].
+    pub fn alone(&mut self) -> Alone<'_> {
+        let Self { inner, participant, ready, tables, generation, scratch, _store } = self;
+        let inner: &Arc<Inner> = inner;
+        let closed = close_gate(inner);
+        take_tables(inner, generation, tables);
+        let now_ms = inner.now_ms();
+        Alone { inner, participant, ready, tables, generation, scratch, now_ms, _closed: closed }
     }
 
     /// Moves the tokens of operations that can go on to the end of `into`.
@@ -119,7 +132,7 @@ pub(crate) fn take_tables(inner: &Inner, generation: &mut u64, tables: &mut Arc<
 /// A session inside: pinned, so that addresses stay valid. Leaves on drop.
 pub struct Inside<'s> {
     pub(crate) view: View<'s>,
-    /// `None` only while a command runs alone.
+    /// `None` only while a command waits alone.
     pub(crate) pin: Option<Pin<'s>>,
     pub(crate) inner: &'s Arc<Inner>,
     pub(crate) participant: &'s Participant,
@@ -129,6 +142,8 @@ pub struct Inside<'s> {
     pub(crate) scratch: &'s mut Scratch,
     /// Room in the log that this stay may use, in words; given back before it leaves.
     pub(crate) credit: u64,
+    /// In a stay alone, its clock: nobody else is inside, and what blocks is waited for.
+    pub(crate) alone_at_ms: Option<u64>,
 }
 
 impl Inside<'_> {
@@ -144,7 +159,11 @@ impl Inside<'_> {
     }
 
     /// Arranges that the operation is called again once what blocks it may have passed.
-    pub(crate) fn wait<R>(&self, op: &mut Operation, blocked: Blocked) -> Result<R, Stop> {
+    /// In a stay alone it waits here instead, and the call can be made again at once.
+    pub(crate) fn wait<R>(&mut self, op: &mut Operation, blocked: Blocked) -> Result<R, Stop> {
+        if self.alone_at_ms.is_some() {
+            return self.wait_alone(op, blocked);
+        }
         let log = &self.inner.log;
         match blocked {
             Blocked::Busy => op.again_soon(self.ready),
