@@ -100,7 +100,7 @@ class Server:
             options.server_cmd, options.server_cmd)
         self.oracle = "redis-server" in self.template
         self.settings = settings.pop("settings", settings)
-        self.wrap = []
+        self.wrap, self.flags = [], []
         self.name = "redis-server" if self.oracle else "the server"
         self.process = None
         if directory is None:
@@ -118,7 +118,7 @@ class Server:
     def command(self):
         sets = " ".join(f"--set {name}={value}" for name, value in self.settings.items())
         return self.wrap + shlex.split(
-            self.template.format(port=self.port, dir=shlex.quote(str(self.dir)), settings=sets))
+            self.template.format(port=self.port, dir=shlex.quote(str(self.dir)), settings=sets)) + self.flags
 
     def launch(self):
         """Starts it and does not wait until it answers."""

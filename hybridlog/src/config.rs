@@ -38,6 +38,10 @@ pub struct Config {
     pub compress_images: bool,
     /// The stem of the files' names (`ferrite`).
     pub file_stem: String,
+    /// Rebuilds the index from the whole log instead of loading its image, and takes a checkpoint
+    /// with a new image before the store is handed out. For one start, after one that an image
+    /// refused ([`OpenError::DamagedImage`]): it reads all of the log.
+    pub rebuild_index: bool,
 }
 
 /// How the device does its I/O.
@@ -68,6 +72,7 @@ impl Config {
             io: IoChoice::Auto,
             compress_images: true,
             file_stem: "ferrite".into(),
+            rebuild_index: false,
         }
     }
 

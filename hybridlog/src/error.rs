@@ -51,6 +51,20 @@ pub enum OpenError {
         /// What the operator can do.
         advice: String,
     },
+    /// The index image of the newest checkpoint is missing or damaged. The log is whole as far as
+    /// is known, and the index can be made from it.
+    #[error(
+        "{path} at offset {offset}: {found}; nothing is lost: open the store once with \
+         Config::rebuild_index, which rebuilds the index from the log"
+    )]
+    DamagedImage {
+        /// The image.
+        path: PathBuf,
+        /// The byte offset in it.
+        offset: u64,
+        /// What was found there.
+        found: String,
+    },
 }
 
 /// Why one operation failed. The store goes on.

@@ -84,7 +84,7 @@ enum Step {
     },
     /// Closes the store without a checkpoint and opens it again.
     Reopen,
-    /// The same, with damaged index images.
+    /// The same, with damaged index images, and the index rebuilt before.
     ReopenDamaged {
         at: u64,
         bit: u8,
@@ -325,7 +325,13 @@ impl Pair {
                 self.saved = self.model.clone();
             }
             Step::Reopen => self.reopen(|_| {}),
-            Step::ReopenDamaged { at, bit } => self.reopen(|disk| disk.damage_images(at, bit)),
+            Step::ReopenDamaged { at, bit } => {
+                let config = Config { rebuild_index: true, ..self.config.clone() };
+                self.reopen(|disk| {
+                    disk.damage_images(at, bit);
+                    drop(disk.open(&config));
+                });
+            }
             Step::Check => self.check(),
         }
     }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Action::DumpConfig => print!("{}", config::dump(&loaded.values)),
         Action::TestConfig => println!("the configuration is good"),
         Action::Run => {
-            if let Err(e) = serve(loaded) {
+            if let Err(e) = serve(loaded, arguments.rebuild_index) {
                 eprintln!("ferrite: {e}");
                 return ExitCode::FAILURE;
             }
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 /// Starts the server and serves until its end.
-fn serve(loaded: Loaded) -> Result<(), StartError> {
+fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     lifecycle::end_on_panic();
     let config = loaded.config.clone();
     let level = start::log(&config)?;
@@ -56,7 +56,7 @@ fn serve(loaded: Loaded) -> Result<(), StartError> {
     start::tell_metrics(&metrics);
     let control = Control::start(metrics, Arc::clone(&status)).map_err(StartError::Thread)?;
     let directory = start::data_directory(&config.store.directory)?;
-    let store = start::open_store(&config, &directory)?;
+    let store = start::open_store(&config, &directory, rebuild_index)?;
 
     live.on_change(follow(level));
     live.on_change(start::refuse_too_many_clients);

@@ -45,6 +45,20 @@ pub enum StartError {
     /// A size that the store refuses.
     #[error(transparent)]
     Setting(ConfigError),
+    /// The image of the index.
+    #[error(
+        "{} at offset {offset}: {found}; nothing is lost: start once with the same settings and \
+         --rebuild-index, which rebuilds the index from the log",
+        .path.display()
+    )]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// The byte offset in it.
+        offset: u64,
+        /// What was found there.
+        found: String,
+    },
     /// The store did not open: its text says what to do.
     #[error(transparent)]
     Store(OpenError),
@@ -75,14 +89,21 @@ pub fn data_directory(path: &Path) -> Result<PathBuf, StartError> {
     path.canonicalize().map_err(|e| failed("enter the data directory", e))
 }
 
-/// Opens the store in `directory` and recovers it.
-pub fn open_store(config: &Config, directory: &Path) -> Result<Store, StartError> {
-    let config =
-        ferrite_hybridlog::Config { directory: directory.to_owned(), ..config.store.clone() };
+/// Opens the store in `directory` and recovers it, its index from the log if that is asked for.
+pub fn open_store(
+    config: &Config,
+    directory: &Path,
+    rebuild_index: bool,
+) -> Result<Store, StartError> {
+    let directory = directory.to_owned();
+    let config = ferrite_hybridlog::Config { directory, rebuild_index, ..config.store.clone() };
     Store::open(config).map_err(|e| match e {
         OpenError::Config { setting, value, why } => refused(setting, value, why),
         OpenError::Io { action, path, source } => {
             StartError::File { action, path, setting: "--data-dir", source }
+        }
+        OpenError::DamagedImage { path, offset, found } => {
+            StartError::Image { path, offset, found }
         }
         other => StartError::Store(other),
     })
@@ -148,6 +169,9 @@ pub fn tell_store(context: &Context) {
             recovery.keys
         ),
         None => tracing::info!("recovered 0 keys in {ms:.1} ms: there is no checkpoint"),
+    }
+    if recovery.index_rebuilt {
+        tracing::info!("the index was rebuilt from the log: leave out --rebuild-index from now on");
     }
     if recovery.log_bytes > 0 {
         tracing::info!(

@@ -236,6 +236,7 @@ fn help_and_version_are_answered() {
         "--databases",
         "--log-level",
         "--set",
+        "--rebuild-index",
         "--test-config",
         "--dump-config",
         "--help",
@@ -285,6 +286,46 @@ fn a_port_or_a_directory_in_use_is_one_line_and_exit_1() {
     fs::write(directory.path().join("file"), "").expect("written");
     let no_place = last_line(&output(directory.path(), &["--port", "0", "--data-dir", "file/x"]));
     assert!(no_place.contains("file/x") && no_place.contains("--data-dir"), "{no_place}");
+}
+
+/// A damaged index image refuses the start, in one line that names the flag which mends it. The flag
+/// is for one start: CONFIG REWRITE leaves it out, and the next start needs it no more.
+#[test]
+fn a_damaged_image_refuses_the_start_until_one_rebuilds_the_index() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("ferrite.toml");
+    fs::write(&file, "[server]\nworkers = 1\nport = 0\n").expect("written");
+    let server = Server::start(directory.path(), &[]);
+    let mut client = server.client();
+    assert_eq!(ask(&mut client, &["MSET", "a", "1", "b", "2"]), ["OK"]);
+    assert_eq!(server.terminate(), Some(0));
+    let checkpoints = directory.path().join("data/checkpoints");
+    let files = fs::read_dir(checkpoints).expect("it is there").map(|e| e.expect("lists").path());
+    let image = files.filter(|p| p.to_string_lossy().contains("index-")).max().expect("an image");
+    let mut bytes = fs::read(&image).expect("reads");
+    bytes[26] ^= 1;
+    fs::write(&image, &bytes).expect("writes");
+
+    let refused = output(directory.path(), &[]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let all = text(&refused.stderr);
+    let line = all.lines().last().expect("a line");
+    for part in [image.to_str().expect("text"), "at offset 24: ", "; ", "--rebuild-index"] {
+        assert!(line.starts_with("ferrite: ") && line.contains(part), "no {part:?} in {line}");
+    }
+
+    let server = Server::start(directory.path(), &["--rebuild-index"]);
+    assert!(server.logged("the index was rebuilt from the log").contains("--rebuild-index"));
+    let mut client = server.client();
+    assert_eq!(ask(&mut client, &["MGET", "a", "b"]), ["1", "2"]);
+    assert_eq!(ask(&mut client, &["CONFIG", "REWRITE"]), ["OK"]);
+    assert!(!fs::read_to_string(&file).expect("reads").contains("rebuild"));
+    server.signal("KILL");
+    drop(server);
+
+    let server = Server::start(directory.path(), &[]);
+    assert!(!server.log.iter().any(|line| line.contains("rebuil")), "{:#?}", server.log);
+    assert_eq!(ask(&mut server.client(), &["MGET", "a", "b"]), ["1", "2"]);
 }
 
 #[test]

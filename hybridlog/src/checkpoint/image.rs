@@ -132,42 +132,49 @@ pub(crate) fn read(
 ) -> Result<(), (u64, String)> {
     let file = FileId::Index(image.number);
     if !image.length.is_multiple_of(ALIGNMENT as u64) {
-        return Err((image.length, "has a length that no image has".into()));
+        return Err((image.length, "its length is none that an image has".into()));
     }
-    let bytes = blocking::read(device, file, image.length)
-        .map_err(|e| (0, format!("cannot be read: {e}")))?;
+    let bytes = blocking::read(device, file, image.length).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => (0, "it is missing".into()),
+        io::ErrorKind::UnexpectedEof => {
+            let needs = format!("it ends there; the checkpoint needs {} bytes", image.length);
+            (device.size(file).unwrap_or(0), needs)
+        }
+        _ => (0, format!("it cannot be read: {e}")),
+    })?;
     let damaged = |at: usize, what: String| (at as u64, what);
     if bytes.get(..8) != Some(MAGIC) {
-        return Err(damaged(0, "is no index image".into()));
+        return Err(damaged(0, "it does not start as an index image".into()));
     }
     let mut at = 8;
     let mut sections = 0;
     loop {
-        let head = bytes.get(at..at + 16).ok_or_else(|| damaged(at, "ends early".into()))?;
+        let head = bytes.get(at..at + 16).ok_or_else(|| damaged(at, "it ends early".into()))?;
         let field =
             |i: usize| u32::from_le_bytes(head[i * 4..i * 4 + 4].try_into().expect("four bytes"));
         let (slot, raw_length, stored_length, crc) = (field(0), field(1), field(2), field(3));
         if slot == END {
             if crc != block_crc(&head[..12]) || raw_length != sections {
-                return Err(damaged(at, "has a damaged end mark".into()));
+                return Err(damaged(at, "its end mark is damaged".into()));
             }
             return Ok(());
         }
         at += 16;
         let stored = bytes
             .get(at..at.saturating_add(stored_length as usize))
-            .ok_or_else(|| damaged(at, "ends early".into()))?;
+            .ok_or_else(|| damaged(at, "it ends early".into()))?;
         if section_crc(&bytes[at - 16..at + stored.len()]) != crc {
-            return Err(damaged(at, "fails its checksum".into()));
+            return Err(damaged(at, "the section there fails its checksum".into()));
         }
         let unpacked;
         let raw = if stored_length == raw_length {
             stored
         } else {
-            unpacked = zstd::bulk::decompress(stored, raw_length as usize)
-                .map_err(|e| damaged(at, format!("cannot be decompressed: {e}")))?;
+            unpacked = zstd::bulk::decompress(stored, raw_length as usize).map_err(|e| {
+                damaged(at, format!("the section there cannot be decompressed: {e}"))
+            })?;
             if unpacked.len() != raw_length as usize {
-                return Err(damaged(at, "is shorter than it says".into()));
+                return Err(damaged(at, "the section there is shorter than it says".into()));
             }
             &unpacked
         };

@@ -3,7 +3,8 @@
 //! 1. The manifest must decode; every segment of its newest checkpoint must exist with its size.
 //!    Nothing is guessed: what is missing or damaged refuses the start, by name.
 //! 2. The image is loaded: entries below `begin` or a floor are dropped, the highest address of a
-//!    (tag, node) wins. A bad image is rebuilt by scanning the log from `begin`.
+//!    (tag, node) wins. A bad image refuses the start, unless the caller asks for the index to be
+//!    rebuilt by scanning the log from `begin` ([`Config::rebuild_index`]).
 //! 3. `[fuzzy_start, cut)` is scanned, verified block by block, in log order.
 //! 4. The blocks below are verified too, newest first, up to a bound ([`Config::verify_at_start`]).
 //! 5. The tail starts in a segment number above every one that any file or manifest names, so no
@@ -45,9 +46,9 @@ pub struct Recovery {
     /// The newest so many of them were compared with their checksums; the others are whenever they
     /// are read.
     pub verified_bytes: u64,
-    /// Why the index was rebuilt by a scan of the whole log: what is wrong with its image, and
-    /// where.
-    pub image_damage: Option<String>,
+    /// Whether the index was rebuilt by a scan of the whole log, because
+    /// [`Config::rebuild_index`] asked for it.
+    pub index_rebuilt: bool,
 }
 
 /// The parts of a store as a start finds or makes them.
@@ -175,11 +176,18 @@ pub(crate) fn recover(
     let mut report = Recovery::default();
     if let Some(checkpoint) = manifest.newest() {
         check_segments(&**device, &geometry, checkpoint)?;
-        report.image_damage = rebuilding.load_image(checkpoint).err();
-        let whole = report.image_damage.is_some() || checkpoint.image.number == 0;
-        let from = if whole { checkpoint.begin } else { checkpoint.image.fuzzy_start };
-        rebuilding.scan(checkpoint, from)?;
         report.log_bytes = bytes_from(checkpoint, checkpoint.begin);
+        let from = if config.rebuild_index {
+            tracing::info!("rebuilding the index from {} bytes of the log", report.log_bytes);
+            report.index_rebuilt = true;
+            checkpoint.begin
+        } else if checkpoint.image.number == 0 {
+            checkpoint.begin
+        } else {
+            rebuilding.load_image(checkpoint)?;
+            checkpoint.image.fuzzy_start
+        };
+        rebuilding.scan(checkpoint, from)?;
         report.verified_bytes = bytes_from(checkpoint, from);
         report.verified_bytes +=
             verify(&**device, &geometry, checkpoint, from, config, report.verified_bytes)?;
@@ -346,12 +354,8 @@ impl<'a> Rebuilding<'a> {
         })
     }
 
-    /// Loads the image, if there is one. `Err` says what is wrong with it: then the whole log must
-    /// be scanned.
-    fn load_image(&mut self, checkpoint: &Checkpoint) -> Result<(), String> {
-        if checkpoint.image.number == 0 {
-            return Ok(());
-        }
+    /// Loads the image.
+    fn load_image(&mut self, checkpoint: &Checkpoint) -> Result<(), OpenError> {
         let outcome = image::read(
             self.device,
             &checkpoint.image,
@@ -367,9 +371,7 @@ impl<'a> Rebuilding<'a> {
         );
         outcome.map_err(|(offset, found)| {
             let path = self.device.path(FileId::Index(checkpoint.image.number));
-            let damage = format!("{} at offset {offset} {found}", path.display());
-            tracing::warn!("{damage}; the index is rebuilt from the log, which takes longer");
-            damage
+            OpenError::DamagedImage { path, offset, found }
         })
     }
 

@@ -193,6 +193,7 @@ impl Store {
         log.expect_expiries(&manifest);
         log.ages.note(start, report.taken_at_ms);
         report.duration = since.elapsed();
+        let index_rebuilt = report.index_rebuilt;
         let inner = Arc::new(Inner {
             smallest_bits: u32::from(manifest.index_smallest_bits),
             index_limit: limit,
@@ -210,7 +211,25 @@ impl Store {
             recovery: report,
             io_fallback,
         });
-        Ok(Self::run(inner, lock))
+        let store = Self::run(inner, lock);
+        if index_rebuilt {
+            store.save_rebuilt_index();
+        }
+        Ok(store)
+    }
+
+    /// Takes the checkpoint after which a start finds a good image again. Where that fails the
+    /// store goes on, as after any checkpoint that fails.
+    fn save_rebuilt_index(&self) {
+        match self.checkpoint() {
+            Ok(report) => {
+                tracing::info!("the index was rebuilt; checkpoint {} has its image", report.number);
+            }
+            Err(e) => tracing::error!(
+                "the index was rebuilt and not saved: {e}; until a checkpoint succeeds, the next \
+                 start must rebuild it as well"
+            ),
+        }
     }
 
     fn run(inner: Arc<Inner>, lock: Option<DirectoryLock>) -> Self {

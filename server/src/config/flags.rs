@@ -25,6 +25,8 @@ pub struct Arguments {
     pub action: Action,
     /// `--config`.
     pub config: Option<PathBuf>,
+    /// `--rebuild-index`: for this one start, so it is no setting.
+    pub rebuild_index: bool,
     /// Settings in the order in which they count: flag, name, value.
     settings: Vec<(String, String, String)>,
 }
@@ -56,7 +58,8 @@ impl Arguments {
             settings.push(("--set".into(), name.trim().to_owned(), value.to_owned()));
         }
         let config = matches.get_one::<PathBuf>("config").cloned();
-        Ok(Self { action: action(&matches), config, settings })
+        let rebuild_index = matches.get_flag("rebuild-index");
+        Ok(Self { action: action(&matches), config, rebuild_index, settings })
     }
 
     /// Sets what the flags say; of two that set one thing, the later counts, `--set` last.
@@ -111,6 +114,11 @@ fn command() -> Command {
                 .action(ArgAction::Append)
                 .value_parser(assignment)
                 .help("Sets any setting; may stand several times"),
+        )
+        .arg(
+            Arg::new("rebuild-index").long("rebuild-index").action(ArgAction::SetTrue).help(
+                "Rebuilds a damaged index from the log, once, and saves it with a checkpoint",
+            ),
         )
         .arg(
             Arg::new("test-config")
