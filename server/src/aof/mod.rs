@@ -14,17 +14,23 @@
 //! Nothing here knows the store or a thread: bytes in, files out, and back.
 
 pub mod block;
+pub mod chain;
 mod checksum;
 pub mod effect;
+pub mod files;
 pub mod part;
 pub mod reader;
 #[cfg(test)]
 mod testing;
 mod text;
 mod time;
+pub mod writer;
 
 pub use block::{Annotation, Blocks};
+pub use chain::{Chain, ChainError, Gap, Link, Origin, Part, Parts};
 pub use effect::{Effect, Entry};
+pub use files::{Files, LocalFiles, PartFile};
 pub use part::{Before, Header, Start};
 pub use reader::{Command, Damage, End, Known, PartReader, ReadError, Torn};
 pub use time::{format_time, parse_time};
+pub use writer::{Failure, PartWriter, Progress, WriteError};

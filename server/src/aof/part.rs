@@ -47,7 +47,7 @@ pub enum Start {
     /// The cut of this checkpoint and nothing else: writing the part before failed, and what it
     /// lacks is in the checkpoint. Without that checkpoint the part is of no use.
     Only(u64),
-    /// An empty store: it begins with commands that make the whole state.
+    /// Anything: it begins with `FLUSHALL` and commands that make the whole state.
     Base,
 }
 

@@ -273,6 +273,17 @@ pub enum ReadError {
         /// Its version.
         found: u64,
     },
+    /// The part has another number than its name.
+    #[error(
+        "AOF: refused {}: it is part {}; give it the name it was written under, or move it aside",
+        .path.display(), part::number_text(*.found)
+    )]
+    Misnamed {
+        /// The file.
+        path: PathBuf,
+        /// The number in its first line.
+        found: u64,
+    },
     /// Something that was on disk has changed.
     #[error("{0}")]
     Damaged(Box<Damage>),
@@ -296,11 +307,11 @@ impl<S: Source> PartReader<S> {
                 return Err(ReadError::Version { path: path.to_owned(), found });
             }
             Err(HeaderError::Damaged) => {
-                let begins = part::MAGIC.starts_with(&start[..start.len().min(part::MAGIC.len())])
-                    || start.starts_with(part::MAGIC);
-                let zeros = start.iter().all(|b| *b == 0);
+                // What was not written yet is missing or zeros.
+                let begun = &start[..start.len().min(part::MAGIC.len())];
+                let begins = part::MAGIC.starts_with(begun) || begun[0] == 0;
                 let found = search(&source, None, 0, length).map_err(io)?;
-                return Err(unbegun(path, file_length, known, found, begins || zeros));
+                return Err(unbegun(path, file_length, known, found, begins));
             }
         };
         let next_block = line.len() as u64;

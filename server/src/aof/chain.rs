@@ -1,0 +1,353 @@
+//! Which parts are there, and which of them to replay, in which order and how far.
+//!
+//! ```text
+//!   checkpoint 41 ──> 12 start=checkpoint:41  <── 13 before=12:5000  <── 14 before=13:700
+//!                     up to 5000, all on disk     up to 700              to its end
+//! ```
+//!
+//! A part is taken once: of a part and a longer copy of it under `aof_file`, the copy. Where a part
+//! is missing, or shorter than the next one says, what follows cannot be applied: a [`Gap`].
+
+use super::part::{self, Header, Start};
+use super::reader::{Known, PartReader, ReadError};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The parts of one append-only file in a directory.
+#[derive(Debug)]
+pub struct Parts {
+    directory: PathBuf,
+    aof_file: String,
+    parts: BTreeMap<u64, Part>,
+    /// Numbers whose files have no readable first line.
+    broken: BTreeMap<u64, ReadError>,
+    /// What is wrong with `aof_file`, which tells no number then.
+    broken_alias: Option<ReadError>,
+    /// Files in which not even the first line was completely written.
+    unbegun: Vec<PathBuf>,
+    has_alias: bool,
+}
+
+/// A part that was found.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its file: the longest copy.
+    pub path: PathBuf,
+    /// All files with this part, some of which may be names of one file.
+    pub copies: Vec<PathBuf>,
+    /// What it says of itself.
+    pub header: Header,
+    /// The file's length in bytes.
+    pub length: u64,
+}
+
+/// Where a replay begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// An empty store.
+    Empty,
+    /// The cut of this checkpoint.
+    Checkpoint(u64),
+}
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// The parts, in order.
+    pub links: Vec<Link>,
+    /// Why it ends before the newest part.
+    pub gap: Option<Gap>,
+}
+
+/// One part of a chain.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub header: Header,
+    /// What the next part says of it.
+    pub known: Known,
+}
+
+/// Why what follows cannot be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// A part is missing.
+    Missing {
+        /// Its number.
+        number: u64,
+        /// Its name.
+        name: String,
+        /// The first part behind it.
+        next: u64,
+    },
+    /// A part is shorter than it was when the next one began.
+    Shorter {
+        /// Its file.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// A part goes on from a checkpoint only.
+    Only {
+        /// Its number.
+        number: u64,
+        /// The checkpoint.
+        checkpoint: u64,
+    },
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name, next, .. } => {
+                let next = part::number_text(*next);
+                write!(f, "{name} is missing, and part {next} goes on from its end")
+            }
+            Self::Shorter { path, length, expected } => {
+                let path = path.display();
+                write!(f, "{path} has {length} bytes, and the next part goes on from {expected}")
+            }
+            Self::Only { number, checkpoint } => {
+                let number = part::number_text(*number);
+                write!(f, "part {number} goes on from checkpoint {checkpoint} and nothing else")
+            }
+        }
+    }
+}
+
+/// Why there is no chain.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// The directory cannot be listed.
+    #[error("cannot read {}: {source}", .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A part that may be needed cannot be read.
+    #[error(transparent)]
+    Part(#[from] ReadError),
+    /// No part begins there.
+    #[error("{}", no_start(.origin, .first, .missing))]
+    NoStart {
+        /// Where the replay was to begin.
+        origin: Origin,
+        /// The oldest part that is there.
+        first: u64,
+        /// The part before it, which is missing.
+        missing: Option<u64>,
+    },
+}
+
+fn no_start(origin: &Origin, first: &u64, missing: &Option<u64>) -> String {
+    let origin = match origin {
+        Origin::Empty => "an empty store".to_owned(),
+        Origin::Checkpoint(number) => format!("checkpoint {number}"),
+    };
+    let first = part::number_text(*first);
+    let missing = missing.map_or(String::new(), |number| {
+        format!("; part {} is the first that is missing", part::number_text(number))
+    });
+    format!("no part of the append-only file goes on from {origin}: the oldest is {first}{missing}")
+}
+
+impl Parts {
+    /// Looks for the parts of `aof_file` in `directory` and reads their first lines.
+    pub fn find(directory: &Path, aof_file: &str) -> Result<Self, ChainError> {
+        let mut found = Self {
+            directory: directory.to_owned(),
+            aof_file: aof_file.to_owned(),
+            parts: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            broken_alias: None,
+            unbegun: Vec::new(),
+            has_alias: false,
+        };
+        let failed = |source| ChainError::Directory { path: directory.to_owned(), source };
+        let names = match fs::read_dir(directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            names => names.map_err(failed)?,
+        };
+        let mut alias = None;
+        for name in names {
+            let name = name.map_err(failed)?.file_name();
+            if name == *aof_file {
+                alias = Some(directory.join(&name));
+            } else if let Some(number) = part::number_of(aof_file, &name) {
+                found.add(directory.join(name), Some(number));
+            }
+        }
+        found.has_alias = alias.is_some();
+        alias.into_iter().for_each(|path| found.add(path, None));
+        Ok(found)
+    }
+
+    fn add(&mut self, path: PathBuf, number: Option<u64>) {
+        match read_header(&path, number) {
+            Ok((header, length)) => {
+                let new = Part { path: path.clone(), copies: vec![path], header, length };
+                match self.parts.get_mut(&header.number) {
+                    Some(part) if part.length >= length => part.copies.extend(new.copies),
+                    Some(part) => {
+                        let copies = std::mem::take(&mut part.copies);
+                        *part = Part { copies: [new.copies, copies].concat(), ..new };
+                    }
+                    None => {
+                        self.parts.insert(header.number, new);
+                    }
+                }
+            }
+            Err(ReadError::Unbegun(torn)) => self.unbegun.push(torn.path),
+            Err(error) => match number {
+                Some(number) => {
+                    self.broken.insert(number, error);
+                }
+                None => self.broken_alias = Some(error),
+            },
+        }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+    /// The parts by their numbers.
+    pub fn parts(&self) -> &BTreeMap<u64, Part> {
+        &self.parts
+    }
+    /// Whether `aof_file` itself is there.
+    pub fn has_alias(&self) -> bool {
+        self.has_alias
+    }
+    /// Files in which not even the first line was completely written: a crash came in between.
+    pub fn unbegun(&self) -> &[PathBuf] {
+        &self.unbegun
+    }
+    /// What is wrong with files whose first lines cannot be read.
+    pub fn broken(&self) -> impl Iterator<Item = &ReadError> {
+        self.broken.values().chain(&self.broken_alias)
+    }
+    /// Whether there is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+            && self.broken.is_empty()
+            && self.broken_alias.is_none()
+            && self.unbegun.is_empty()
+    }
+    /// A number above that of every file.
+    pub fn next_number(&self) -> u64 {
+        let unbegun = self
+            .unbegun
+            .iter()
+            .filter_map(|path| part::number_of(&self.aof_file, path.file_name()?));
+        let all = self.parts.keys().chain(self.broken.keys()).copied().chain(unbegun);
+        all.max().unwrap_or(0) + 1
+    }
+
+    /// What to replay from `origin` on: nothing, if there are no parts at all.
+    pub fn chain(self, origin: Origin) -> Result<Chain, ChainError> {
+        let Self { directory: _, aof_file, mut parts, mut broken, broken_alias, .. } = self;
+        if let Some(error) = broken_alias {
+            // Its number is not known: it may be the longer copy of any part.
+            return Err(error.into());
+        }
+        let Some(first) = first_part(&parts, origin) else {
+            if let Some((_, error)) = broken.pop_last() {
+                return Err(error.into());
+            }
+            return match parts.first_key_value() {
+                None => Ok(Chain { links: Vec::new(), gap: None }),
+                Some((number, part)) => Err(ChainError::NoStart {
+                    origin,
+                    first: *number,
+                    missing: part.header.before.map(|before| before.number),
+                }),
+            };
+        };
+        let mut parts = parts.split_off(&first);
+        // A part that cannot be read may be the one that follows.
+        if let Some((_, error)) = broken.split_off(&first).pop_first() {
+            return Err(error.into());
+        }
+        let mut links = Vec::new();
+        let mut current = parts.remove(&first).expect("it was found there");
+        loop {
+            let number = current.header.number;
+            let next = parts.iter().rev().find_map(|(next, part)| {
+                let before = part.header.before.filter(|before| before.number == number)?;
+                Some((*next, before.length))
+            });
+            let mut link = Link {
+                path: current.path.clone(),
+                header: current.header,
+                known: Known::default(),
+            };
+            let Some((next, length)) = next else {
+                let gap = parts.range(number + 1..).next().map(|(next, part)| {
+                    let missing = part.header.before.map_or(next - 1, |before| before.number);
+                    let name = part::file_name(&aof_file, missing);
+                    Gap::Missing { number: missing, name, next: *next }
+                });
+                links.push(link);
+                return Ok(Chain { links, gap });
+            };
+            if current.length < length {
+                links.push(link);
+                let path = current.path;
+                let gap = Gap::Shorter { path, length: current.length, expected: length };
+                return Ok(Chain { links, gap: Some(gap) });
+            }
+            link.known = Known { synced: length, until: Some(length) };
+            links.push(link);
+            let part = parts.remove(&next).expect("it was found there");
+            if let Start::Only(checkpoint) = part.header.start {
+                return Ok(Chain { links, gap: Some(Gap::Only { number: next, checkpoint }) });
+            }
+            current = part;
+        }
+    }
+}
+
+/// The newest part that begins at `origin`. A base part serves an empty store better than the
+/// first part of all.
+fn first_part(parts: &BTreeMap<u64, Part>, origin: Origin) -> Option<u64> {
+    let newest = |wanted: &dyn Fn(Start) -> bool| {
+        parts.iter().rev().find(|(_, part)| wanted(part.header.start)).map(|(number, _)| *number)
+    };
+    match origin {
+        Origin::Empty => {
+            newest(&|start| start == Start::Base).or_else(|| newest(&|start| start == Start::Empty))
+        }
+        Origin::Checkpoint(number) => {
+            newest(&|start| start == Start::Checkpoint(number) || start == Start::Only(number))
+        }
+    }
+}
+
+/// The first line of a file and the file's length.
+fn read_header(path: &Path, number: Option<u64>) -> Result<(Header, u64), ReadError> {
+    let io = |source| ReadError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let reader = PartReader::open(file, path, Known::default())?;
+    let header = *reader.header();
+    match number {
+        Some(number) if number != header.number => {
+            Err(ReadError::Misnamed { path: path.to_owned(), found: header.number })
+        }
+        _ => Ok((header, length)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
