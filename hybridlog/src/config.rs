@@ -42,6 +42,9 @@ pub struct Config {
     /// with a new image before the store is handed out. For one start, after one that an image
     /// refused ([`OpenError::DamagedImage`]): it reads all of the log.
     pub rebuild_index: bool,
+    /// The ring through which writes reach the reader of the redo log ([`crate::Store::redo`]), in
+    /// bytes: a power of two from 4 KiB to 1 GiB, or 0 for a store without one.
+    pub redo_ring_size: u64,
 }
 
 /// How the device does its I/O.
@@ -73,6 +76,7 @@ impl Config {
             compress_images: true,
             file_stem: "ferrite".into(),
             rebuild_index: false,
+            redo_ring_size: 0,
         }
     }
 
@@ -80,6 +84,9 @@ impl Config {
     pub(crate) fn parse(&self) -> Result<Geometry, OpenError> {
         power_of_two("page_size", self.page_size, ALIGNMENT as u64, 64 << 20)?;
         power_of_two("segment_size", self.segment_size, self.page_size, 1 << 40)?;
+        if self.redo_ring_size > 0 {
+            power_of_two("redo_ring_size", self.redo_ring_size, 4096, 1 << 30)?;
+        }
         if !(1..=256).contains(&self.databases) {
             return Err(bad("databases", self.databases, "1 to 256"));
         }

@@ -20,6 +20,7 @@ pub mod device;
 mod error;
 mod log;
 mod record;
+mod redo;
 pub mod segment_store;
 mod seqlock;
 mod store;
@@ -30,6 +31,7 @@ pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;
 pub use config::{Config, IoChoice};
 pub use error::{CheckpointError, OpenError, OperationError};
+pub use redo::{RedoEffect, RedoEntry, RedoReader};
 pub use store::{
     Alone, BlockingSession, Change, Database, Foreseen, Inside, Many, Operation, Session, Sizes,
     Stats, Stop, Store, Token, Value,

@@ -5,7 +5,7 @@
 //!    Then, outside any safepoint, the log becomes read-only and is flushed step by step, up to the
 //!    tail's page.
 //! 2. The cut, at a safepoint: the tail is padded to a block and everything below becomes
-//!    read-only; begin, map, floors, counts and clock are copied.
+//!    read-only; the redo log gets its mark; begin, map, floors, counts and clock are copied.
 //! 3. The log is flushed to the cut; files and directories are synced.
 //! 4. The manifest is written from that copy alone, synced, renamed. It *is* the checkpoint.
 //! 5. What no kept checkpoint needs is dropped.
@@ -22,6 +22,7 @@ use crate::CheckpointError;
 use crate::config::BLOCK_WORDS;
 use crate::device::{ALIGNMENT, FileId, blocking};
 use crate::log::health::Shortage;
+use crate::redo;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::sync::mutant;
@@ -77,7 +78,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let number = reserve_number(inner, &mut state)?;
     let (image, image_bytes) = image_for(inner, &state, number)?;
     flush_ahead(inner)?;
-    let cut = cut(inner)?;
+    let cut = cut(inner, number)?;
     if !mutant!("cut_without_flush") {
         flush_to(inner, cut.address)?;
     }
@@ -167,8 +168,9 @@ fn flush_ahead(inner: &Inner) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// The safepoint.
-fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
+/// The safepoint. What the redo log holds before the mark of this checkpoint's number is in the
+/// checkpoint, what it holds after it is not.
+fn cut(inner: &Arc<Inner>, number: u64) -> Result<Cut, CheckpointError> {
     let log = &inner.log;
     // Nothing is held while the gate is waited for: a command that runs alone may need all the
     // room there is before it opens the gate.
@@ -180,7 +182,13 @@ fn cut(inner: &Arc<Inner>) -> Result<Cut, CheckpointError> {
         // Room that was granted to those who wait at the gate is of no use to them now.
         log.room.revoke(&log.tail);
         if log.tail.grant(BLOCK_WORDS) {
-            break closed;
+            let marked = redo::append_at_safepoint(inner, redo::Effect::Mark(number), 0);
+            let Err(words) = marked else { break closed };
+            log.tail.give_back(BLOCK_WORDS);
+            drop(closed);
+            let waited = redo::wait_while_full(inner, words);
+            waited.map_err(|e| CheckpointError::Device(e.to_string()))?;
+            continue;
         }
         drop(closed);
         log.tail.give_back(wait_for_room(log, BLOCK_WORDS, || shortage.verdict().is_err()));

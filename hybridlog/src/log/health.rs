@@ -1,9 +1,10 @@
 //! Whether the log takes writes, and why not.
 //!
-//! Two things keep it from that. *Broken* is for good: a write or a sync failed, or a file does not
+//! Three things keep it from that. *Broken* is for good: a write or a sync failed, or a file does not
 //! hold what was written; what is on the disk cannot be known, so nothing more is promised until a
 //! restart looks. *Short* passes: the disk is full, or the process has no descriptor or memory left;
-//! the page thread tries again and clears it. Reads go on in both.
+//! the page thread tries again and clears it. *Redo*: the redo log cannot be written; its reader sets
+//! and clears that. Reads go on in all three.
 
 use super::Log;
 use crate::sync::Locked;
@@ -24,6 +25,8 @@ struct Reasons {
     broken: Option<String>,
     /// The disk is full, or the system has no descriptor or memory left: until it has.
     short: Option<String>,
+    /// The redo log cannot be written: until its reader says that it can.
+    redo: Option<String>,
 }
 
 impl Health {
@@ -37,7 +40,8 @@ impl Health {
             return None;
         }
         let reasons = self.reasons.locked();
-        reasons.broken.clone().or_else(|| reasons.short.clone())
+        let Reasons { broken, short, redo } = &*reasons;
+        broken.clone().or_else(|| short.clone()).or_else(|| redo.clone())
     }
     pub fn is_writable(&self) -> bool {
         !self.refuses.load(Ordering::Acquire)
@@ -61,10 +65,14 @@ impl Health {
             _ => {}
         });
     }
+    /// Sets or clears what is wrong with the redo log. Who sets it has logged it.
+    pub fn redo(&self, reason: Option<String>) {
+        self.set(|reasons| reasons.redo = reason);
+    }
     fn set(&self, change: impl FnOnce(&mut Reasons)) {
         let mut reasons = self.reasons.locked();
         change(&mut reasons);
-        let refuses = reasons.broken.is_some() || reasons.short.is_some();
+        let refuses = reasons.broken.is_some() || reasons.short.is_some() || reasons.redo.is_some();
         self.refuses.store(refuses, Ordering::Release);
     }
 }
@@ -78,7 +86,7 @@ pub(crate) struct Shortage<'a> {
 
 impl<'a> Shortage<'a> {
     /// How long nothing may be flushed while something is short.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    pub const PATIENCE: Duration = Duration::from_secs(2);
 
     pub fn new(log: &'a Log) -> Self {
         Self { log, flushed: log.boundaries.flushed_until(), since: Instant::now() }

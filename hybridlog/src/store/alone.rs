@@ -19,6 +19,7 @@ use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::log::Log;
 use crate::log::health::Shortage;
+use crate::redo;
 use ferrite_index::{Closed, Participant, Pin};
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ impl Alone<'_> {
             ready,
             scratch,
             credit: 0,
+            depends_on: 0,
+            depended_on: 0,
             alone_at_ms: Some(*now_ms),
         }
     }
@@ -107,6 +110,13 @@ impl Alone<'_> {
     /// The same.
     pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
         self.inner.swap_databases(a, b)
+    }
+}
+
+impl Drop for Alone<'_> {
+    /// Its entries in the redo log end, before the gate opens.
+    fn drop(&mut self) {
+        redo::end_transaction(self.inner).unwrap_or_else(|e| failed_half_way(&Blocked::Failed(e)));
     }
 }
 
@@ -187,14 +197,19 @@ impl<'s> Inside<'s> {
             let places = inside.places(&tables, keys);
             let (answer, decided) =
                 inside.until_done(op, |inside, op| inside.decide_alone(op, &places, f))?;
+            let redo = inside.inner.redo.as_ref().filter(|_| decided.len() > 1);
+            let one = redo.is_some_and(redo::Redo::want_transaction);
             for (i, planned) in &decided {
                 let done = inside
                     .until_done(op, |inside, op| inside.apply_alone(op, &places[*i], planned));
-                if let Err(Blocked::Failed(e)) = done {
-                    // Some of its effects are there: only recovery can undo them.
-                    tracing::error!("a command failed half way: {e}; restart to recover");
-                    std::process::abort();
-                }
+                done.unwrap_or_else(|blocked| failed_half_way(&blocked));
+            }
+            if one {
+                inside.return_credit();
+                inside.pin = None;
+                redo::end_transaction(inside.inner)
+                    .unwrap_or_else(|e| failed_half_way(&Blocked::Failed(e)));
+                inside.depends_on = inside.inner.redo.as_ref().map_or(0, redo::Redo::tail);
             }
             // Not before: a split would take of the room that was found for the keys to come.
             inside.pin_alone();
@@ -290,8 +305,10 @@ impl<'s> Inside<'s> {
         let (hash, key) = (place.hash, place.key);
         let mut target = Target { slot: place.slot, latch: &mut latch, hash, key, lookup };
         target.reserve(&pinned)?;
-        pinned.apply(&mut target, effect, &mut self.credit, &mut self.scratch.value)?;
-        Ok(())
+        let entry = pinned.redo_entry(hash, key, effect)?;
+        let (credit, depends_on) = (&mut self.credit, &mut self.depends_on);
+        let scratch = &mut self.scratch.value;
+        pinned.apply_logged(&mut target, effect, entry, credit, depends_on, scratch)
     }
 
     /// Waits, unpinned, for what blocks the command.
@@ -320,6 +337,9 @@ impl<'s> Inside<'s> {
                 let failed = |e| Blocked::Failed(OperationError::NotWritable(e));
                 shortage.verdict().map_err(failed)?;
             }
+            Blocked::Redo(words) => {
+                redo::wait_while_full(self.inner, words).map_err(Blocked::Failed)?;
+            }
             Blocked::Failed(_) => return Err(blocked),
         }
         Ok(())
@@ -337,6 +357,17 @@ fn refuse_without_disk(log: &Log, words: u64) -> Result<(), OperationError> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Some effects of a command that runs alone are there, and the others cannot be: only recovery can
+/// undo it.
+fn failed_half_way(blocked: &Blocked) {
+    let why = match blocked {
+        Blocked::Failed(e) => e.to_string(),
+        _ => "it could not wait".into(),
+    };
+    tracing::error!("a command failed half way: {why}; restart to recover");
+    std::process::abort();
 }
 
 /// Waits for room on the calling thread, which must not be pinned. May return less than asked

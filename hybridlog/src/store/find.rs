@@ -110,6 +110,12 @@ impl<'p> Pinned<'p> {
         Ok(Lookup { at: None })
     }
 
+    /// Up to where the redo log must be durable before anybody is told what this key holds.
+    #[inline]
+    pub fn last_entry_of(&self, hash: ferrite_index::KeyHash) -> u64 {
+        self.inner.redo.as_ref().map_or(0, |redo| redo.last_of(hash))
+    }
+
     /// Whether an expiry has passed. In its last millisecond the key is still there, as in Redis.
     pub fn is_due(&self, expires_at_ms: Option<u64>) -> bool {
         expires_at_ms.is_some_and(|at| at < self.now_ms)

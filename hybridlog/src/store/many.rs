@@ -14,6 +14,7 @@ use super::value::{Change, Value};
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::Loaded;
+use crate::redo::{Group, Redo};
 use crate::sync::mutant;
 use ferrite_index::{Address, KeyHash, Latch};
 use std::collections::HashMap;
@@ -105,6 +106,9 @@ impl Inside<'_> {
             Err(Blocked::Room(words)) if self.is_large(words) => {
                 self.update_many_alone(op, keys, &mut f)
             }
+            Err(Blocked::Redo(words)) if words > self.redo_reservation_limit() => {
+                self.update_many_alone(op, keys, &mut f)
+            }
             Err(Blocked::Busy) if op.tries() >= PATIENCE && !mutant!("writer_never_alone") => {
                 self.update_many_alone(op, keys, &mut f)
             }
@@ -115,6 +119,10 @@ impl Inside<'_> {
     /// Whether the ring may never have as much room at once; who is alone need not have it at once.
     fn is_large(&self, words: u64) -> bool {
         words > self.inner.log.geometry.ring_words() / 4 || self.alone_at_ms.is_some()
+    }
+
+    fn redo_reservation_limit(&self) -> u64 {
+        self.inner.redo.as_ref().map_or(u64::MAX, Redo::reservation_limit)
     }
 
     pub(crate) fn places<'a>(
@@ -138,6 +146,8 @@ impl Inside<'_> {
         let Plan { answer, mut latches, lookups, same, changes } = pinned.plan(op, places, f)?;
         let effects = pinned.effects(places, &lookups, &changes, &same)?;
         if effects.is_empty() {
+            let last = places.iter().map(|place| pinned.last_entry_of(place.hash)).max();
+            self.depends_on = self.depends_on.max(last.unwrap_or(0));
             return Ok(answer);
         }
         let mut room = 0;
@@ -153,6 +163,7 @@ impl Inside<'_> {
             let reserved = latches.of(i).reserve(places[i].hash, false);
             reserved.map_err(|_| pinned.inner.index_full())?;
         }
+        let mut group = pinned.redo_group(places, &effects)?;
         pinned.count_expired(&lookups, &effects);
         if effects.len() > 1 {
             effects.iter().for_each(|&(i, _)| latches.of(i).mark_multi());
@@ -162,8 +173,13 @@ impl Inside<'_> {
             let (slot, hash, key, lookup) = (&**place.slot, place.hash, place.key, lookups[i]);
             let mut target = Target { slot, latch: latches.of(i), hash, key, lookup };
             let scratch = &mut self.scratch.value;
-            let done = pinned.apply(&mut target, effect, &mut self.credit, scratch);
+            let entry = group.as_mut().map(|group| group.next(effect.redo(key)));
+            let (credit, depends_on) = (&mut self.credit, &mut self.depends_on);
+            let done = pinned.apply_logged(&mut target, effect, entry, credit, depends_on, scratch);
             assert!(done.is_ok(), "room and entries were taken before the first effect");
+        }
+        if let Some(group) = group {
+            self.depends_on = self.depends_on.max(group.finish(pinned.now_ms));
         }
         drop(latches);
         for &(i, _) in &effects {
@@ -247,6 +263,19 @@ impl<'p> Pinned<'p> {
             }
             _ => Ok(effects),
         }
+    }
+
+    /// Reserves the redo log's entries of all effects, which stand together.
+    fn redo_group(
+        &self,
+        places: &[Place<'_>],
+        effects: &[(usize, Effect<'_>)],
+    ) -> Result<Option<Group<'_>>, Blocked> {
+        let Some(redo) = self.redo() else { return Ok(None) };
+        let of = effects.iter().map(|&(i, effect)| effect.redo(places[i].key));
+        let group = Group::reserve(redo, of, self.now_ms).map_err(Blocked::Redo)?;
+        effects.iter().for_each(|&(i, _)| group.note(places[i].hash));
+        Ok(Some(group))
     }
 
     /// Counts the keys that had expired, before the effects take place.

@@ -45,6 +45,7 @@ use crate::device::{self, Device};
 use crate::log::page_thread::{PageThread, PageWork};
 use crate::log::{Log, Origin};
 use crate::record::HEADER_LIMIT;
+use crate::redo::{self, Redo, RedoReader};
 use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
 use expire::{ExpiryControl, ExpiryCycle};
@@ -70,6 +71,7 @@ pub(crate) struct Inner {
     pub secret: HashSecret,
     pub checkpointer: Mutex<Checkpointer>,
     pub expiry: Arc<ExpiryControl>,
+    pub redo: Option<Redo>,
     smallest_bits: u32,
     index_limit: Arc<IndexLimit>,
     tables: Mutex<Arc<Tables>>,
@@ -77,6 +79,8 @@ pub(crate) struct Inner {
     /// To call each session when the tables change.
     sessions: Mutex<Vec<Weak<ReadyQueue>>>,
     clock_ms: AtomicU64,
+    /// Where the clock stands still, while the redo log is replayed; 0 when it runs.
+    stopped_at_ms: AtomicU64,
     recovery: Recovery,
     io_fallback: Option<String>,
 }
@@ -138,6 +142,8 @@ pub struct Stats {
     pub expired_keys: u64,
     /// Operations parked for room in the log.
     pub parked_for_room: u64,
+    /// Operations parked for room in the redo log's ring.
+    pub parked_for_redo: u64,
     /// The longest time the gate was closed, in microseconds.
     pub safepoint_us_max: u64,
     /// Why the log takes no writes, when it does not.
@@ -199,17 +205,19 @@ impl Store {
             index_limit: limit,
             clock_ms: AtomicU64::new(report.taken_at_ms),
             checkpointer: Mutex::new(Checkpointer { manifest, start, reserved: false }),
-            config,
             log,
             pages: Arc::default(),
             gate: Gate::new(),
             secret,
             expiry: Arc::default(),
+            redo: (config.redo_ring_size > 0).then(|| Redo::new(config.redo_ring_size)),
+            stopped_at_ms: AtomicU64::new(0),
             tables: Mutex::new(Arc::new(tables)),
             generation: AtomicU64::new(0),
             sessions: Mutex::default(),
             recovery: report,
             io_fallback,
+            config,
         });
         let store = Self::run(inner, lock);
         if index_rebuilt {
@@ -312,6 +320,51 @@ impl Store {
         self.inner().swap_databases(a, b)
     }
 
+    /// Begins the redo log and returns its one reader: from now on each write leaves an entry, and
+    /// waits where the reader is slow. `None` when [`Config::redo_ring_size`] is 0 or there is a
+    /// reader already. No [`Inside`] may be held.
+    pub fn redo(&self) -> Option<RedoReader> {
+        let inner = self.inner();
+        let redo = inner.redo.as_ref()?;
+        let closed = inner.gate.close(&inner.log.epoch);
+        let reader = (!redo.is_active()).then(|| RedoReader::begin(Arc::clone(inner)));
+        drop(closed);
+        reader
+    }
+
+    /// Makes sessions tell what replies depend on ([`Inside::depends_on`]), or no more. Blocks
+    /// shortly; no [`Inside`] may be held.
+    pub fn track_readers(&self, tracked: bool) {
+        if let Some(redo) = &self.inner().redo {
+            redo::track_readers(self.inner(), redo, tracked);
+        }
+    }
+
+    /// Up to where the redo log is durable, as its reader has told.
+    pub fn redo_durable(&self) -> u64 {
+        self.inner().redo.as_ref().map_or(0, Redo::durable)
+    }
+
+    /// The position behind the last entry of the redo log.
+    pub fn redo_tail(&self) -> u64 {
+        self.inner().redo.as_ref().map_or(0, Redo::tail)
+    }
+
+    /// Wakes the reader of the redo log.
+    pub fn wake_redo(&self) {
+        if let Some(redo) = &self.inner().redo {
+            redo.ring_bell();
+        }
+    }
+
+    /// Stops the clock at the last checkpoint, or lets it go on: what had not expired then does not
+    /// expire while its redo log is replayed. No [`Inside`] may be held.
+    pub fn stop_clock(&self, stopped: bool) {
+        let inner = self.inner();
+        let at = if stopped { inner.recovery.taken_at_ms.max(1) } else { 0 };
+        inner.stopped_at_ms.store(at, Ordering::Relaxed);
+    }
+
     /// The longest value that fits beside a key of `key_length` bytes.
     pub fn value_limit(&self, key_length: usize) -> usize {
         self.inner().value_limit(key_length)
@@ -366,6 +419,7 @@ impl Store {
             appends: of(&log.counters.appends),
             expired_keys: of(&log.counters.expired),
             parked_for_room: log.room.parked(),
+            parked_for_redo: inner.redo.as_ref().map_or(0, Redo::parked),
             safepoint_us_max: inner.gate.longest_us(),
             not_writable: log.health.refusal(),
         }
@@ -409,6 +463,9 @@ impl Inner {
 
     fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
         self.refuse_unwritable()?;
+        let (_, tables) = self.tables();
+        let (slot, with) = (tables.slot(a).number, tables.slot(b).number);
+        redo::append_waiting(self, redo::Effect::Swap { with }, slot)?;
         self.change_tables(|tables| tables.map.swap(usize::from(a.0), usize::from(b.0)));
         Ok(())
     }
@@ -430,6 +487,13 @@ impl Inner {
             let index = index.map_err(|e| OperationError::NotWritable(e.to_string()))?;
             fresh.push((place, index));
         }
+        // What is empty already needs no entry.
+        let slots: Vec<u8> = fresh.iter().map(|(place, _)| tables.slots[*place].number).collect();
+        match slots[..] {
+            [] => {}
+            [slot] => drop(redo::append_waiting(self, redo::Effect::Flush, slot)?),
+            [slot, ..] => drop(redo::append_waiting(self, redo::Effect::FlushAll, slot)?),
+        }
         let floor = self.log.tail.load();
         self.change_tables(|tables| {
             for (place, index) in fresh {
@@ -448,6 +512,11 @@ impl Inner {
         *tables = Arc::new(next);
         self.generation.fetch_add(1, Ordering::Release);
         // Each session holds the old ones until it looks.
+        self.notify_sessions();
+    }
+
+    /// Calls all sessions, whose replies may wait for something.
+    pub fn notify_sessions(&self) {
         self.sessions.locked().iter().filter_map(Weak::upgrade).for_each(|ready| ready.notify());
     }
 
@@ -462,6 +531,10 @@ impl Inner {
 
     /// Unix milliseconds; never goes back, over restarts neither.
     pub fn now_ms(&self) -> u64 {
+        let stopped = self.stopped_at_ms.load(Ordering::Relaxed);
+        if stopped != 0 {
+            return stopped;
+        }
         let now = unix_ms();
         let last = self.clock_ms.load(Ordering::Relaxed);
         if now > last {

@@ -3,6 +3,7 @@
 //! A command is run again from its start after each wait. It keeps what it fetched, by address,
 //! until it ends: nothing below `safe_read_only` changes, so a fetched record stays true.
 
+use super::Inner;
 use crate::OperationError;
 use crate::log::Log;
 use crate::log::room::Grant;
@@ -167,6 +168,14 @@ impl Operation {
         let grant = log.room.join(words, self.token, ready);
         self.state.get_or_insert_default().waiting_for_room = Some((grant, Arc::clone(log)));
         log.wake();
+    }
+
+    /// Asks to be called again when the redo log has room.
+    pub(crate) fn wait_for_redo(&mut self, words: u64, inner: &Inner, ready: &Arc<ReadyQueue>) {
+        match &inner.redo {
+            Some(redo) => redo.wait_for_room(words, self.token, ready),
+            None => unreachable!("without a redo log nobody lacks room in it"),
+        }
     }
 
     /// Asks to be called again in the next round.

@@ -72,12 +72,14 @@ impl Inside<'_> {
                 if !probe.still_open() {
                     continue;
                 }
+                self.depends_on = self.depends_on.max(pinned.last_entry_of(hash));
                 return Ok(f(None));
             };
             let Some(loaded) = located.record.try_load(&mut self.scratch.value) else { continue };
             if !probe.still_open() && !mutant!("read_ignores_multi") {
                 continue;
             }
+            self.depends_on = self.depends_on.max(pinned.last_entry_of(hash));
             if pinned.is_due(loaded.expires_at_ms) {
                 let r = f(None);
                 self.remove_expired(op, db, key);

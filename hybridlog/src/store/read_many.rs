@@ -76,6 +76,8 @@ impl Inside<'_> {
         if !missing.is_empty() {
             return Err(Blocked::Fetch(missing));
         }
+        let last = hashes.iter().map(|hash| pinned.last_entry_of(*hash)).max();
+        self.depends_on = self.depends_on.max(last.unwrap_or(0));
         let mut expired = Vec::new();
         for (i, (key, first)) in keys.iter().zip(&firsts).enumerate() {
             let lookup = pinned

@@ -100,6 +100,8 @@ impl Session {
             scratch,
             credit: 0,
             alone_at_ms: None,
+            depends_on: 0,
+            depended_on: 0,
         }
     }
 
@@ -111,6 +113,9 @@ impl Session {
         let closed = close_gate(inner);
         take_tables(inner, generation, tables);
         let now_ms = inner.now_ms();
+        if let Some(redo) = &inner.redo {
+            redo.want_transaction();
+        }
         Alone { inner, participant, ready, tables, generation, scratch, now_ms, _closed: closed }
     }
 
@@ -144,6 +149,10 @@ pub struct Inside<'s> {
     pub(crate) credit: u64,
     /// In a stay alone, its clock: nobody else is inside, and what blocks is waited for.
     pub(crate) alone_at_ms: Option<u64>,
+    /// See [`Inside::depends_on`].
+    pub(crate) depends_on: u64,
+    /// The highest that `depends_on` was, to know whether this stay wrote.
+    pub(super) depended_on: u64,
 }
 
 impl Inside<'_> {
@@ -156,6 +165,22 @@ impl Inside<'_> {
     /// milliseconds: 0 while it lies in the mutable region, where it may be written in place.
     pub fn idle_ms(&self, address: u64) -> u64 {
         self.inner.log.ages.idle_ms(address, self.view.now_ms)
+    }
+
+    /// Up to where the redo log must be durable ([`crate::Store::redo_durable`]) before anybody is
+    /// told what the operations since the last call read or wrote. What they wrote always counts,
+    /// what they read while [`crate::Store::track_readers`] is on.
+    pub fn depends_on(&mut self) -> u64 {
+        self.depended_on = self.depended_on.max(self.depends_on);
+        std::mem::take(&mut self.depends_on)
+    }
+
+    /// As if the operations since the last [`Inside::depends_on`] had read every key: for what is
+    /// told of all of them together.
+    pub fn depends_on_all(&mut self) {
+        if let Some(redo) = &self.inner.redo {
+            self.depends_on = self.depends_on.max(redo.last_of_all());
+        }
     }
 
     /// Arranges that the operation is called again once what blocks it may have passed.
@@ -174,6 +199,7 @@ impl Inside<'_> {
                 missing.into_iter().for_each(|address| op.fetch(address, log, self.ready));
             }
             Blocked::Room(words) => op.wait_for_room(words, log, self.ready),
+            Blocked::Redo(words) => op.wait_for_redo(words, self.inner, self.ready),
             Blocked::Failed(e) => return Err(Stop::Failed(e)),
         }
         Err(Stop::Pending)
@@ -187,5 +213,10 @@ impl Inside<'_> {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.return_credit();
+        if self.depends_on.max(self.depended_on) > 0
+            && let Some(redo) = &self.inner.redo
+        {
+            redo.ring_bell();
+        }
     }
 }

@@ -57,11 +57,17 @@ impl Inside<'_> {
         let (change, r) = f(value, &mut scratch.out);
         let effect = match change {
             Change::Keep if due => Effect::Delete,
-            Change::Keep => return Ok(r),
+            Change::Keep => {
+                self.depends_on = self.depends_on.max(pinned.last_entry_of(hash));
+                return Ok(r);
+            }
             Change::Delete if was_there || due => Effect::Delete,
             Change::Expire(_) if due => Effect::Delete,
             Change::Expire(at) if was_there => Effect::Expire(at),
-            Change::Delete | Change::Expire(_) => return Ok(r),
+            Change::Delete | Change::Expire(_) => {
+                self.depends_on = self.depends_on.max(pinned.last_entry_of(hash));
+                return Ok(r);
+            }
             Change::Put { value, expires_at_ms, encoding } => {
                 Effect::Put { value, expires_at_ms, encoding }
             }
@@ -82,7 +88,9 @@ impl Inside<'_> {
         }
         let mut target = Target { slot, latch: &mut latch, hash, key, lookup };
         target.reserve(&pinned)?;
-        pinned.apply(&mut target, effect, &mut self.credit, &mut scratch.value)?;
+        let entry = pinned.redo_entry(hash, key, effect)?;
+        let (credit, depends_on) = (&mut self.credit, &mut self.depends_on);
+        pinned.apply_logged(&mut target, effect, entry, credit, depends_on, &mut scratch.value)?;
         if due {
             pinned.inner.log.counters.expired.fetch_add(1, Ordering::Relaxed);
         }

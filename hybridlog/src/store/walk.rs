@@ -58,6 +58,7 @@ impl Inside<'_> {
         f: impl FnMut(Value<'_>),
     ) -> Result<(u64, Vec<Vec<u8>>), Stop> {
         op.begin(&mut self.credit);
+        self.depends_on_all();
         let slot = Arc::clone(self.tables.slot(db));
         let mut heads = Vec::new();
         let mut next = cursor;
@@ -84,6 +85,7 @@ impl Inside<'_> {
         f: impl FnOnce(Option<Value<'_>>) -> R,
     ) -> Result<R, Stop> {
         let slot = Arc::clone(self.tables.slot(db));
+        self.depends_on_all();
         if slot.counts().0 == 0 {
             return Ok(f(None));
         }

@@ -17,6 +17,7 @@ use super::find::{Lookup, Pinned};
 use super::tables::Slot;
 use crate::OperationError;
 use crate::record::{Draft, in_place_capacity};
+use crate::redo;
 use ferrite_index::{Address, KeyHash, Latch};
 use std::sync::atomic::Ordering;
 
@@ -28,6 +29,8 @@ pub(crate) enum Blocked {
     Fetch(Vec<Address>),
     /// So many words of room are needed.
     Room(u64),
+    /// So many words of the redo log's ring are needed.
+    Redo(u64),
     /// It cannot be done.
     Failed(OperationError),
 }
@@ -38,6 +41,19 @@ pub(crate) enum Effect<'a> {
     Delete,
     Put { value: &'a [u8], expires_at_ms: Option<u64>, encoding: u8 },
     Expire(Option<u64>),
+}
+
+impl<'a> Effect<'a> {
+    /// The same as the redo log has it.
+    pub fn redo(self, key: &'a [u8]) -> redo::Effect<'a> {
+        match self {
+            Self::Delete => redo::Effect::Delete { key },
+            Self::Put { value, expires_at_ms, .. } => {
+                redo::Effect::Put { key, value, expires_at_ms }
+            }
+            Self::Expire(at_ms) => redo::Effect::Expire { key, at_ms },
+        }
+    }
 }
 
 /// A key under the exclusive latch of its bucket.
@@ -69,8 +85,48 @@ impl Pinned<'_> {
         2 * (bytes as u64).div_ceil(8)
     }
 
+    /// Reserves the redo log's entries for an effect on `key`, which is latched; `None` while there
+    /// is no redo log. Comes before [`Pinned::apply`].
+    pub fn redo_entry(
+        &self,
+        hash: KeyHash,
+        key: &[u8],
+        effect: Effect<'_>,
+    ) -> Result<Option<redo::Entry<'_>>, Blocked> {
+        let Some(redo) = self.redo() else { return Ok(None) };
+        let words = redo.words([effect.redo(key)]);
+        let entry = redo.reserve(words, self.now_ms).ok_or(Blocked::Redo(words))?;
+        redo.note(hash, &entry);
+        Ok(Some(entry))
+    }
+
+    /// The redo log, if writes leave entries.
+    #[inline]
+    pub fn redo(&self) -> Option<&'_ redo::Redo> {
+        self.inner.redo.as_ref().filter(|redo| redo.is_active())
+    }
+
+    /// Applies the effect and then fills the entry that was reserved for it, whose end goes to
+    /// `depends_on`. If it cannot be applied, the entry is skipped.
+    pub fn apply_logged(
+        &self,
+        target: &mut Target<'_, '_>,
+        effect: Effect<'_>,
+        entry: Option<redo::Entry<'_>>,
+        credit: &mut u64,
+        depends_on: &mut u64,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Blocked> {
+        self.apply(target, effect, credit, scratch)?;
+        if let Some(entry) = entry {
+            *depends_on = (*depends_on).max(entry.end());
+            entry.fill(effect.redo(target.key), target.slot.number, self.now_ms);
+        }
+        Ok(())
+    }
+
     /// Applies the effect. `scratch` is for a value that must be copied.
-    pub fn apply(
+    fn apply(
         &self,
         target: &mut Target<'_, '_>,
         effect: Effect<'_>,
