@@ -18,6 +18,8 @@ pub struct Checkpoints {
     unseen_changes: AtomicU64,
     /// Whether the last one failed: `last_error` of the state, for who asks at every command.
     failing: AtomicBool,
+    /// Whether one is to be taken as soon as none is.
+    scheduled: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -70,8 +72,8 @@ impl Checkpoints {
             ended: None,
             written_at_last: written(store, &store.stats(), databases, 0),
         };
-        let failing = AtomicBool::new(false);
-        Self { unseen_changes, failing, state: Mutex::new(state) }
+        let (failing, scheduled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { unseen_changes, failing, scheduled, state: Mutex::new(state) }
     }
 
     /// The right to take the next checkpoint; `None` while one is being taken.
@@ -81,7 +83,17 @@ impl Checkpoints {
             return None;
         }
         state.began = Some(Instant::now());
+        self.scheduled.store(false, Relaxed);
         Some(Claim { checkpoints: Arc::clone(self) })
+    }
+    /// Has one taken as soon as none is. The control plane does it; ring its bell.
+    pub fn schedule(&self) {
+        self.scheduled.store(true, Relaxed);
+    }
+    /// Whether one is to be taken.
+    pub fn is_scheduled(&self) -> bool {
+        // Orders nothing: who claims one takes it all the same.
+        self.scheduled.load(Relaxed)
     }
     /// Whether one is being taken.
     pub fn in_progress(&self) -> bool {

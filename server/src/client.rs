@@ -2,6 +2,7 @@
 //! threads see (CLIENT LIST, CLIENT KILL).
 
 use crate::resp::Protocol;
+use crate::transaction::Transaction;
 use ferrite_hybridlog::Database;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -18,6 +19,10 @@ pub struct Client {
     pub reply_mode: ReplyMode,
     /// CLIENT NO-TOUCH: its reads do not make a key younger.
     pub no_touch: bool,
+    /// What it collects since MULTI.
+    pub transaction: Option<Box<Transaction>>,
+    /// Its command waits for the end of a CLIENT PAUSE.
+    pub paused: bool,
     /// Close once all replies are sent (QUIT, a protocol error, CLIENT KILL of itself).
     pub close_after_reply: bool,
     /// What other threads see of it.
@@ -38,6 +43,17 @@ pub enum ReplyMode {
     SkipThis,
 }
 
+impl ReplyMode {
+    /// What holds for the next command.
+    pub fn after_a_command(self) -> Self {
+        match self {
+            Self::SkipNext => Self::SkipThis,
+            Self::SkipThis => Self::On,
+            same => same,
+        }
+    }
+}
+
 impl Client {
     /// A client that has just connected.
     pub fn new(shared: Arc<Shared>) -> Self {
@@ -46,9 +62,21 @@ impl Client {
             protocol: Protocol::Resp2,
             reply_mode: ReplyMode::On,
             no_touch: false,
+            transaction: None,
+            paused: false,
             close_after_reply: false,
             shared,
         }
+    }
+    /// Shows other threads what belongs to it now.
+    pub fn show(&self) {
+        let shared = &self.shared;
+        shared.db.store(self.db.0, Relaxed);
+        shared.paused.store(self.paused, Relaxed);
+        let queued = self.transaction.as_ref().map(|t| (t.len() as i64, t.bytes() as u64));
+        let (commands, bytes) = queued.unwrap_or((-1, 0));
+        shared.queued_commands.store(commands, Relaxed);
+        shared.queued_bytes.store(bytes, Relaxed);
     }
     /// Its number.
     pub fn id(&self) -> u64 {
@@ -68,6 +96,7 @@ impl Client {
         self.protocol = Protocol::Resp2;
         self.reply_mode = ReplyMode::On;
         self.no_touch = false;
+        self.transaction = None;
         self.shared.no_touch.store(false, Relaxed);
         self.shared.texts().name.clear();
     }
@@ -108,6 +137,12 @@ pub struct Shared {
     pub no_evict: AtomicBool,
     /// CLIENT NO-TOUCH.
     pub no_touch: AtomicBool,
+    /// Its command waits for the end of a CLIENT PAUSE.
+    pub paused: AtomicBool,
+    /// Commands queued since MULTI; -1 without one.
+    pub queued_commands: AtomicI64,
+    /// Bytes that these take.
+    pub queued_bytes: AtomicU64,
     /// Somebody wants it closed.
     pub kill: AtomicBool,
     /// Its position in its worker's table.
@@ -158,6 +193,9 @@ impl Shared {
             output_bytes: AtomicU64::new(0),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            queued_commands: AtomicI64::new(-1),
+            queued_bytes: AtomicU64::new(0),
             kill: AtomicBool::new(false),
             slot: AtomicI64::new(-1),
             texts: Mutex::default(),

@@ -25,6 +25,7 @@ use crate::error::{self, ErrorReply, Outcome};
 use crate::input::Input;
 use crate::limits::{Limit, Limits};
 use crate::resp::{Bounds, Decoded, Decoder, Range, Reply, SecondWords};
+use crate::transaction::runs_at_once;
 use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
 use std::any::Any;
@@ -236,7 +237,10 @@ impl Connection {
             self.queue = VecDeque::new();
         }
         let held = Held {
-            input: self.input.capacity() + self.decoder.held() + self.queue_bytes(),
+            input: self.input.capacity()
+                + self.decoder.held()
+                + self.queue_bytes()
+                + self.queued_bytes(),
             output: self.output.capacity(),
             queued: self.queue.len(),
         };
@@ -287,11 +291,11 @@ impl Connection {
         self.output.extend_from_slice(reply);
         self.apply_reply_mode(begun);
     }
-    /// Whether all that was read is answered and sent; a command that waits for a job counts as
-    /// answered.
+    /// Whether all that was read is answered and sent; a command that waits for a job or for the
+    /// end of a pause counts as answered.
     pub fn is_quiet(&self) -> bool {
         let rests = matches!(self.next, Next::Read | Next::Close | Next::Abort);
-        (self.waiting == Waiting::ForJob || rests) && self.unsent().is_empty()
+        (self.client.paused || self.waiting == Waiting::ForJob || rests) && self.unsent().is_empty()
     }
     /// Whether the client was silent, or took none of its replies, for longer than it may.
     pub fn is_late(&mut self, now_ms: u64, limits: &Limits) -> Option<Late> {
@@ -303,7 +307,8 @@ impl Connection {
         }
         let active_at_ms = self.client.shared.active_at_ms.load(Relaxed);
         let idle = now_ms.saturating_sub(active_at_ms) > idle_s * 1000;
-        (idle_s > 0 && idle && self.waiting == Waiting::No).then_some(Late::Idle)
+        let waits = self.waiting != Waiting::No || self.client.paused;
+        (idle_s > 0 && idle && !waits).then_some(Late::Idle)
     }
     /// Runs what can run and says what is needed next. `blocked`: the socket took not all of the
     /// replies when they were last offered; then commands run up to the limit of unsent bytes.
@@ -330,10 +335,17 @@ impl Connection {
         let limits = Round::new(host, blocked);
         let mut left = ROUND;
         while let Some(entry) = self.load(host, &limits) {
-            let Run::Inside(_) = entry.spec.run else {
-                self.run_outside(entry, host);
-                continue;
-            };
+            match entry.spec.run {
+                Run::Inside(_) => {}
+                Run::Transaction => match self.run_transaction(entry, session, host, &limits) {
+                    true => continue,
+                    false => return Next::Wait,
+                },
+                Run::Outside(_) | Run::Container => {
+                    self.run_outside(entry, session, host);
+                    continue;
+                }
+            }
             match self.run_batch(entry, session, host, &limits, &mut left) {
                 BatchEnd::Pending => return Next::Wait,
                 BatchEnd::Again => return Next::Again,
@@ -357,16 +369,17 @@ impl Connection {
         if self.client.close_after_reply {
             return Next::Close;
         }
-        // While the server is halted it is woken when commands may run again.
-        if self.waiting != Waiting::No || limits.halted {
+        // While the server is halted or paused it is woken when commands may run again.
+        if self.waiting != Waiting::No || limits.halted || self.client.paused {
             return Next::Wait;
         }
         if self.over_the_pause(limits) {
             return Next::Flush;
         }
-        if self.input.len() as u64 > limits.query_buffer_max {
+        let unfinished = self.input.len() + self.queued_bytes();
+        if unfinished as u64 > limits.query_buffer_max {
             counters.query_limit_closed.add(1);
-            self.warn_of_closing("bytes of unfinished commands", self.input.len());
+            self.warn_of_closing("bytes of unfinished commands", unfinished);
             return Next::Abort;
         }
         if self.ended { Next::Close } else { Next::Read }
@@ -388,6 +401,7 @@ impl Connection {
         if over || self.waiting != Waiting::No || limits.halted {
             return None;
         }
+        self.client.paused = false;
         loop {
             if self.over_the_pause(limits) || !self.arrive(limits, host) {
                 return None;
@@ -398,11 +412,18 @@ impl Connection {
                     if long {
                         check_keys(entry, args)?;
                     }
-                    commands::admit(entry, &host.context).map(|()| entry)
+                    if self.client.transaction.is_some() && entry.spec.flags.has(Flags::NO_MULTI) {
+                        return Err(error::NOT_IN_A_TRANSACTION);
+                    }
+                    commands::admit(entry, &self.client, &host.context).map(|()| entry)
                 }),
                 None => Err(error::STRING_TOO_LONG),
             };
             match found {
+                Ok(entry) if self.is_held(entry, host) => return None,
+                Ok(entry) if self.client.transaction.is_some() && !runs_at_once(entry) => {
+                    self.enqueue(entry, host);
+                }
                 Ok(entry) => return Some(entry),
                 Err(_) if self.current().is_some_and(is_http) => {
                     self.attacked = true;
@@ -412,6 +433,17 @@ impl Connection {
                 Err(error) => self.refuse(&error, host),
             }
         }
+    }
+    /// Whether a CLIENT PAUSE lets a command wait.
+    #[inline]
+    fn is_held(&mut self, entry: &'static Entry, host: &mut Host) -> bool {
+        let pause = &host.context.pause;
+        if !pause.holds(commands::writes(entry, &self.client)) {
+            return false;
+        }
+        self.client.paused = true;
+        host.last_command = entry.id;
+        true
     }
     /// Whether a command is there: queued, decoded, or decoded now.
     fn arrive(&mut self, limits: &Round, host: &mut Host) -> bool {
@@ -489,9 +521,18 @@ impl Connection {
     }
     fn refuse(&mut self, error: &ErrorReply, host: &mut Host) {
         let begun = self.output.len();
+        let entry = self.current().and_then(|args| table().find(args.at(0)));
+        let aborts = entry.is_some_and(|entry| matches!(entry.spec.run, Run::Transaction));
+        let discarded = aborts.then(|| error::aborted(error));
+        let error = discarded.as_ref().unwrap_or(error);
+        match &mut self.client.transaction {
+            transaction if aborts => *transaction = None,
+            Some(transaction) => transaction.failed = true,
+            None => {}
+        }
         self.reply_to_output().error(error);
         host.ledger.errors.count(error);
-        if let Some(entry) = self.current().and_then(|args| table().find(args.at(0))) {
+        if let Some(entry) = entry {
             host.counters().by_command[entry.id].rejected.add(1);
         }
         host.counters().errors.add(1);
@@ -506,11 +547,7 @@ impl Connection {
     fn apply_reply_mode(&mut self, begun: usize) {
         if self.client.reply_mode != ReplyMode::On {
             self.output.truncate(begun);
-            self.client.reply_mode = match self.client.reply_mode {
-                ReplyMode::SkipNext => ReplyMode::SkipThis,
-                ReplyMode::SkipThis => ReplyMode::On,
-                same => same,
-            };
+            self.client.reply_mode = self.client.reply_mode.after_a_command();
         }
     }
 
@@ -525,6 +562,10 @@ impl Connection {
     ) -> BatchEnd {
         let mut inside = session.enter();
         self.client.shared.active_at_ms.store(inside.now_ms(), Relaxed);
+        // Those that follow are looked at inside.
+        if self.is_held(entry, host) {
+            return BatchEnd::Out;
+        }
         for n in 0..BATCH.min(*left) {
             let Run::Inside(run) = entry.spec.run else { return BatchEnd::Out };
             if n.is_multiple_of(GROUP) {
@@ -603,14 +644,18 @@ impl Connection {
         self.apply_reply_mode(begun);
         self.consume();
     }
-    fn run_outside(&mut self, entry: &'static Entry, host: &mut Host) {
+    fn run_outside(&mut self, entry: &'static Entry, session: &mut Session, host: &mut Host) {
         let Run::Outside(run) = entry.spec.run else {
             unreachable!("a batch runs what runs inside, and resolve gives no containers")
         };
+        let alone = commands::writes(entry, &self.client).then(|| session.alone());
+        if self.is_held(entry, host) {
+            return;
+        }
         host.ledger.start(entry.id, &host.context.workers[host.number]);
         // Before it runs: CLIENT LIST shows itself.
         self.client.shared.last_command.store(entry.id as u32, Relaxed);
-        self.client.shared.db.store(self.client.db.0, Relaxed);
+        self.client.show();
         self.client.shared.active_at_ms.store(unix_ms(), Relaxed);
         let begun = self.output.len();
         let Self { client, input, frame, decoder, queue, output, .. } = self;
@@ -622,7 +667,8 @@ impl Connection {
             Some(queued) => queued.args(input),
         };
         let reply = Reply::new(output, client.protocol);
-        let mut call = OutsideCall { args, client, reply, context: &host.context, job: None };
+        let (context, alone) = (&host.context, alone.as_ref());
+        let mut call = OutsideCall { args, client, reply, context, alone, job: None };
         let outcome = run(&mut call);
         let ran = commands::settle(outcome, &mut call.reply, begun);
         let job = call.job.take();
@@ -827,3 +873,4 @@ fn warn_of_attack(client: &Client) {
 
 #[cfg(test)]
 mod tests;
+mod transaction;

@@ -7,6 +7,7 @@ use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limits;
+use crate::pause::Pause;
 use crate::rates::Rates;
 use crate::totals::Baseline;
 use crate::worker::Mailbox;
@@ -43,6 +44,10 @@ pub struct Context {
     pub baseline: Baseline,
     /// The way to each worker. Set when the server starts.
     pub mailboxes: OnceLock<Vec<Arc<Mailbox>>>,
+    /// CLIENT PAUSE.
+    pub pause: Pause,
+    /// Rung for the control plane, which looks at once instead of at its next second.
+    pub bell: tokio::sync::Notify,
     /// How the server comes to its end.
     pub lifecycle: Lifecycle,
 }
@@ -63,6 +68,8 @@ impl Context {
             config: Live::default(),
             facts: Facts::new(PathBuf::new()),
             mailboxes: OnceLock::new(),
+            pause: Pause::default(),
+            bell: tokio::sync::Notify::new(),
             lifecycle: Lifecycle::default(),
             rates: Rates::default(),
             baseline: Baseline::default(),

@@ -5,9 +5,10 @@
 //! It starts before the store is opened, so that /health can say "recovering".
 
 use crate::checkpoints::Claim;
-use crate::context::Context;
+use crate::context::{Context, unix_ms};
 use crate::http;
 use crate::metrics::Status;
+use crate::pause;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, mpsc};
@@ -91,15 +92,37 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ready_since = None;
     loop {
-        every.tick().await;
-        let Some(context) = status.context() else { continue };
-        context.rates.sample(context);
+        let Some(context) = status.context() else {
+            every.tick().await;
+            continue;
+        };
+        let rung = tokio::select! {
+            _ = every.tick() => false,
+            () = context.bell.notified() => true,
+            () = end_of_pause(context) => true,
+        };
+        pause::end_if_over(context);
         let ready = *ready_since.get_or_insert_with(Instant::now);
-        if is_due(context, ready)
+        if !rung {
+            context.rates.sample(context);
+        }
+        if (context.checkpoints.is_scheduled() || !rung && is_due(context, ready))
             && let Some(claim) = context.checkpoints.claim()
         {
             // An error would mean that the thread has ended, which a panic alone could do.
             let _ = due.send((claim, Arc::clone(context)));
+        }
+    }
+}
+
+/// Ready when the pause of commands, if there is one, is over.
+async fn end_of_pause(context: &Context) {
+    match context.pause.until_ms() {
+        None => std::future::pending().await,
+        Some(until_ms) => {
+            // The clock may be set meanwhile: look again now and then.
+            let left = until_ms.saturating_sub(unix_ms()).min(1000);
+            tokio::time::sleep(Duration::from_millis(left)).await;
         }
     }
 }

@@ -111,6 +111,34 @@ pub const MAX_CLIENTS: ErrorReply = ErrorReply::new("ERR max number of clients r
 /// A cursor that SCAN never gave.
 pub const INVALID_CURSOR: ErrorReply = ErrorReply::new("ERR invalid cursor");
 
+/// What a container answers to a subcommand that it does not know, or that has words too many.
+pub fn wrong_subcommand(name: &[u8], container: &str) -> ErrorReply {
+    let shown = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = [
+        b"ERR unknown subcommand or wrong number of arguments for '",
+        &shown[..shown.len().min(128)],
+        b"'. Try ",
+        container.as_bytes(),
+        b" HELP.",
+    ];
+    ErrorReply::owned(text.concat())
+}
+
+/// A command that cannot be queued.
+pub const NOT_IN_A_TRANSACTION: ErrorReply =
+    ErrorReply::new("ERR Command not allowed inside a transaction");
+/// EXEC of nothing.
+pub const EXEC_WITHOUT_MULTI: ErrorReply = ErrorReply::new("ERR EXEC without MULTI");
+/// EXEC after a command was refused.
+pub const EXEC_ABORTED: ErrorReply =
+    ErrorReply::new("EXECABORT Transaction discarded because of previous errors.");
+
+/// What EXEC answers when it is itself refused with `error`.
+pub fn aborted(error: &ErrorReply) -> ErrorReply {
+    let why = error.0.strip_prefix(b"ERR ").unwrap_or(&error.0);
+    ErrorReply::owned([b"EXECABORT Transaction discarded because of: ", why].concat())
+}
+
 /// `ERR invalid expire time in 'set' command`; `command` in lower case.
 pub fn invalid_expire(command: &str) -> ErrorReply {
     ErrorReply::owned(format!("ERR invalid expire time in '{command}' command"))

@@ -164,7 +164,7 @@ fn clients(view: &View<'_>, to: &mut Fields) {
     to.field("maxclients", context.limits.max_connections.get());
     to.field("client_recent_max_input_buffer", most(|c| c.query_bytes.load(Relaxed)));
     to.field("client_recent_max_output_buffer", most(|c| c.output_bytes.load(Relaxed)));
-    to.field("blocked_clients", 0);
+    to.field("blocked_clients", all.iter().filter(|c| c.paused.load(Relaxed)).count());
     to.field("tracking_clients", 0);
     to.field("clients_in_timeout_table", 0);
 }

@@ -338,7 +338,7 @@ impl Host {
         self.context.errors.add(&mut self.ledger.errors);
         let shared = &client.shared;
         shared.last_command.store(self.last_command as u32, Relaxed);
-        shared.db.store(client.db.0, Relaxed);
+        client.show();
     }
 }
 

@@ -43,7 +43,7 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         commands: &["CLIENT"],
-        what: "No CACHING, GETREDIR, PAUSE, TRACKING, TRACKINGINFO, UNBLOCK and UNPAUSE. NO-TOUCH and \
+        what: "No CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK. NO-TOUCH and \
                SETINFO are there, which Redis has from 7.2 on; `lib-name` and `lib-ver` stand behind all \
                other fields in LIST and INFO. Sizes of buffers are those after the client's last turn; a \
                client that has nothing under way holds none.",
@@ -75,7 +75,7 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         commands: &["DEBUG"],
         what: "Only `SLEEP` and `HELP`, from any connection; `SLEEP` stops its own connection and no \
-               other.",
+               other, but in a transaction, for whose end all wait.",
         why: "The others show or break the inside of Redis.",
         test: "what_an_operator_may_ask",
     },
@@ -154,6 +154,7 @@ fn document() -> String {
         (Group::String, "Strings"),
         (Group::Generic, "Keys"),
         (Group::Connection, "The connection"),
+        (Group::Transactions, "Transactions"),
         (Group::Server, "The server"),
     ];
     for (group, title) in groups {

@@ -5,7 +5,7 @@ use super::{Access, Call, Categories, CommandSpec, Flags, Group, KeySpec, Outsid
 use super::{args, help, numbered_database};
 use crate::error::{self, ErrorReply, Outcome};
 use crate::lifecycle::{Ending, Save};
-use ferrite_hybridlog::{CheckpointError, OperationError};
+use ferrite_hybridlog::{Alone, CheckpointError, OperationError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const ROW: CommandSpec = CommandSpec { group: Group::Server, ..CommandSpec::BASE };
@@ -149,24 +149,24 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
 
 fn flush_db(call: &mut OutsideCall<'_>) -> Outcome {
     let db = call.client.db;
-    flush(call, |call| call.context.store.flush_database(db))
+    flush(call, |alone| alone.flush_database(db))
 }
 
 fn flush_all(call: &mut OutsideCall<'_>) -> Outcome {
-    flush(call, |call| call.context.store.flush_all())
+    flush(call, |alone| alone.flush_all())
 }
 
 /// ASYNC and SYNC are the same here: emptying takes no longer for more keys.
 fn flush(
     call: &mut OutsideCall<'_>,
-    empty: impl FnOnce(&OutsideCall<'_>) -> Result<(), OperationError>,
+    empty: impl FnOnce(&Alone<'_>) -> Result<(), OperationError>,
 ) -> Outcome {
     match call.args.get(1) {
         None => {}
         Some(how) if call.args.len() == 2 && (args::is(how, "ASYNC") || args::is(how, "SYNC")) => {}
         Some(_) => return Err(error::SYNTAX.into()),
     }
-    empty(call)?;
+    empty(call.alone())?;
     call.context.checkpoints.note_change();
     call.reply.ok();
     Ok(())
@@ -180,7 +180,7 @@ fn swap_db(call: &mut OutsideCall<'_>) -> Outcome {
     let a = numbered_database(call.context, numbers.0)?;
     let b = numbered_database(call.context, numbers.1)?;
     if a != b {
-        call.context.store.swap_databases(a, b)?;
+        call.alone().swap_databases(a, b)?;
         call.context.checkpoints.note_change();
     }
     call.reply.ok();
@@ -205,12 +205,22 @@ fn failed(e: CheckpointError) -> ErrorReply {
     }
 }
 
-/// SCHEDULE changes nothing: there is no other work that a checkpoint would have to wait for.
+/// In a transaction, which no cut falls into, it is taken afterwards. Else SCHEDULE changes nothing:
+/// there is no other work that a checkpoint would have to wait for.
 fn bg_save(call: &mut OutsideCall<'_>) -> Outcome {
     match call.args.get(1) {
         None => {}
         Some(word) if call.args.len() == 2 && args::is(word, "SCHEDULE") => {}
         Some(_) => return Err(error::SYNTAX.into()),
+    }
+    if call.alone.is_some() {
+        if call.context.checkpoints.in_progress() {
+            return Err(SAVING.into());
+        }
+        call.context.checkpoints.schedule();
+        call.context.bell.notify_one();
+        call.reply.simple("Background saving scheduled");
+        return Ok(());
     }
     let claim = call.context.checkpoints.claim().ok_or(SAVING)?;
     let context = call.context.clone();
@@ -281,13 +291,7 @@ fn debug(call: &mut OutsideCall<'_>) -> Outcome {
         help(&mut call.reply, "DEBUG", &lines);
         return Ok(());
     }
-    let shown = word.split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = [
-        b"ERR unknown subcommand or wrong number of arguments for '",
-        &shown[..shown.len().min(128)],
-        b"'. Try DEBUG HELP.",
-    ];
-    Err(ErrorReply::owned(text.concat()).into())
+    Err(error::wrong_subcommand(word, "DEBUG").into())
 }
 
 /// The others go on meanwhile.

@@ -5,6 +5,7 @@ use super::{Categories, CommandSpec, Flags, Group, OutsideCall, Run, help, table
 use crate::client::{Client, ReplyMode, Shared};
 use crate::context::{Context, unix_ms};
 use crate::error::{self, ErrorReply, Outcome};
+use crate::pause::{self, Paused};
 use crate::worker::Message;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -97,6 +98,15 @@ pub(super) const CLIENT: CommandSpec = CommandSpec {
             ..BASE
         },
         CommandSpec {
+            name: "PAUSE",
+            arity: -3,
+            since: "2.9.50",
+            complexity: "O(1)",
+            summary: "Lets commands of all clients wait, or those that write.",
+            run: Run::Outside(pause_command),
+            ..ADMIN
+        },
+        CommandSpec {
             name: "REPLY",
             arity: 3,
             since: "3.2.0",
@@ -119,6 +129,15 @@ pub(super) const CLIENT: CommandSpec = CommandSpec {
             summary: "Gives the connection a name.",
             run: Run::Outside(set_name_command),
             ..BASE
+        },
+        CommandSpec {
+            name: "UNPAUSE",
+            arity: 2,
+            since: "6.2.0",
+            complexity: "O(N) where N is the number of clients",
+            summary: "Lets the commands go on that CLIENT PAUSE stopped.",
+            run: Run::Outside(unpause),
+            ..ADMIN
         },
     ],
     ..CommandSpec::BASE
@@ -158,6 +177,8 @@ fn client_help(call: &mut OutsideCall<'_>) -> Outcome {
         "    Protect current client connection from eviction.",
         "NO-TOUCH (ON|OFF)",
         "    Will not touch LRU/LFU stats when this mode is on.",
+        "PAUSE <timeout> [WRITE|ALL]",
+        "    Suspend all, or just write, clients for <timeout> milliseconds.",
         "REPLY (ON|OFF|SKIP)",
         "    Control the replies sent to the current connection.",
         "SETINFO <option> <value>",
@@ -166,6 +187,8 @@ fn client_help(call: &mut OutsideCall<'_>) -> Outcome {
         "    * LIB-VER: the client lib version.",
         "SETNAME <name>",
         "    Assign the name <name> to the current connection.",
+        "UNPAUSE",
+        "    Stop the current client pause, resuming traffic.",
     ];
     help(&mut call.reply, "CLIENT", &lines);
     Ok(())
@@ -262,6 +285,34 @@ fn reply(call: &mut OutsideCall<'_>) -> Outcome {
     Ok(())
 }
 
+fn pause_command(call: &mut OutsideCall<'_>) -> Outcome {
+    let kind = match call.args.get(3) {
+        Some(word) if args::is(word, "WRITE") => Paused::Writes,
+        Some(word) if !args::is(word, "ALL") => {
+            let text = "ERR CLIENT PAUSE mode must be WRITE or ALL";
+            return Err(ErrorReply::new(text).into());
+        }
+        _ => Paused::All,
+    };
+    if call.args.len() > 4 {
+        return Err(error::wrong_subcommand(call.args.at(1), "CLIENT").into());
+    }
+    const NO_TIME: ErrorReply = ErrorReply::new("ERR timeout is not an integer or out of range");
+    let ms = args::parse_i64(call.args.at(2)).ok_or(NO_TIME)?;
+    let ms = u64::try_from(ms).map_err(|_| ErrorReply::new("ERR timeout is negative"))?;
+    // A time that no clock shows is past, as in Redis.
+    let until_ms = i64::try_from(ms.saturating_add(unix_ms())).unwrap_or(0) as u64;
+    pause::begin(call, kind, until_ms);
+    call.reply.ok();
+    Ok(())
+}
+
+fn unpause(call: &mut OutsideCall<'_>) -> Outcome {
+    pause::end(call.context);
+    call.reply.ok();
+    Ok(())
+}
+
 fn info(call: &mut OutsideCall<'_>) -> Outcome {
     let mut line = Vec::new();
     describe(&call.client.shared, unix_ms(), &mut line);
@@ -320,6 +371,10 @@ fn describe(client: &Shared, now_ms: u64, line: &mut Vec<u8>) {
     let seconds = |since_ms: u64| now_ms.saturating_sub(since_ms) / 1000;
     let flag = |set: bool, letter| if set { letter } else { "" };
     let mut flags = String::new();
+    let queued = client.queued_commands.load(Relaxed);
+    let queued_bytes = client.queued_bytes.load(Relaxed);
+    flags += flag(queued >= 0, "x");
+    flags += flag(client.paused.load(Relaxed), "b");
     flags += flag(client.no_evict.load(Relaxed), "e");
     flags += flag(client.no_touch.load(Relaxed), "T");
     flags += flag(client.address.ends_with(":0"), "U");
@@ -329,7 +384,7 @@ fn describe(client: &Shared, now_ms: u64, line: &mut Vec<u8>) {
     let texts = client.texts();
     let (query, free) = (client.query_bytes.load(Relaxed), client.query_free_bytes.load(Relaxed));
     let output = client.output_bytes.load(Relaxed);
-    let total = query + free + output + size_of::<Shared>() as u64;
+    let total = query + free + output + queued_bytes + size_of::<Shared>() as u64;
     line.extend_from_slice(
         format!(
             "id={} addr={} laddr={} fd={} name=",
@@ -340,8 +395,8 @@ fn describe(client: &Shared, now_ms: u64, line: &mut Vec<u8>) {
     line.extend_from_slice(&texts.name);
     line.extend_from_slice(
         format!(
-            " age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 multi=-1 qbuf={query} \
-             qbuf-free={free} argv-mem=0 multi-mem=0 rbs={output} rbp={output} obl={output} oll=0 \
+            " age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 multi={queued} \
+             qbuf={query} qbuf-free={free} argv-mem=0 multi-mem={queued_bytes} rbs={output} rbp={output} obl={output} oll=0 \
              omem=0 tot-mem={total} events={} cmd={command} user=default redir=-1 resp={} lib-name=",
             seconds(client.connected_at_ms),
             seconds(client.active_at_ms.load(Relaxed)),
@@ -477,7 +532,18 @@ mod tests {
             ("client list id abc", "-ERR Invalid client ID\r\n"),
             ("client list id 1000", "$0\r\n\r\n"),
             ("client list type master", "$0\r\n\r\n"),
-            ("client pause 10", "-ERR unknown subcommand 'pause'. Try CLIENT HELP.\r\n"),
+            ("client tracking on", "-ERR unknown subcommand 'tracking'. Try CLIENT HELP.\r\n"),
+            ("client pause x", "-ERR timeout is not an integer or out of range\r\n"),
+            ("client pause -1", "-ERR timeout is negative\r\n"),
+            ("client pause x foo", "-ERR CLIENT PAUSE mode must be WRITE or ALL\r\n"),
+            (
+                "client pause 1 write x",
+                "-ERR unknown subcommand or wrong number of arguments for 'pause'. Try CLIENT \
+                 HELP.\r\n",
+            ),
+            ("client pause 9223372036854775807", "+OK\r\n"),
+            ("client pause 0", "+OK\r\n"),
+            ("client unpause", "+OK\r\n"),
             ("client", "-ERR wrong number of arguments for 'client' command\r\n"),
             ("client id x", "-ERR wrong number of arguments for 'client|id' command\r\n"),
         ] {

@@ -28,6 +28,7 @@ mod string;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transaction;
 
 pub use spec::{Access, Categories, CommandSpec, Flags, Group, KeySpec, Run};
 pub use table::{Entry, Table, table};
@@ -38,7 +39,7 @@ use crate::counters::WorkerCounters;
 use crate::error::{ErrorReply, Outcome, Stop};
 use crate::resp::Reply;
 use args::Args;
-use ferrite_hybridlog::{Database, Inside, Operation};
+use ferrite_hybridlog::{Alone, Database, Inside, Operation};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ const FAMILIES: &[&[CommandSpec]] = &[
     info::COMMANDS,
     keys::COMMANDS,
     string::COMMANDS,
+    transaction::COMMANDS,
 ];
 
 /// What an inside handler works with. The fields are borrowed apart from each other, so a closure
@@ -91,6 +93,9 @@ pub struct OutsideCall<'c> {
     pub reply: Reply<'c>,
     /// The server.
     pub context: &'c Arc<Context>,
+    /// The store, with everybody else shut out: for commands that write, and for all in a
+    /// transaction.
+    pub alone: Option<&'c Alone<'c>>,
     /// Set by [`OutsideCall::defer`].
     pub(crate) job: Option<Job>,
 }
@@ -98,7 +103,11 @@ pub struct OutsideCall<'c> {
 /// Work for another thread; what it writes is the command's reply.
 pub type Job = Box<dyn FnOnce(&Arc<Context>, &mut Reply<'_>) -> Outcome + Send>;
 
-impl OutsideCall<'_> {
+impl<'c> OutsideCall<'c> {
+    /// The store, alone, for a command whose row says that it writes.
+    fn alone(&self) -> &'c Alone<'c> {
+        self.alone.expect("an outside command that writes runs alone")
+    }
     /// Lets another thread do the work, for what blocks longer than a safepoint. The connection
     /// waits for it, the others go on. An error of the job is the reply; what the handler itself
     /// has written stays before it. A job has no batch and must not answer [`Stop::Pending`].
@@ -136,13 +145,13 @@ pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
 /// is refused until one succeeds, and so is PING, by which others see whether a server is well; all
 /// of that as in Redis.
 #[inline]
-pub fn admit(entry: &Entry, context: &Context) -> Result<(), ErrorReply> {
-    if context.checkpoints.is_failing() { admit_failing(entry, context) } else { Ok(()) }
+pub fn admit(entry: &Entry, client: &Client, context: &Context) -> Result<(), ErrorReply> {
+    if context.checkpoints.is_failing() { admit_failing(entry, client, context) } else { Ok(()) }
 }
 
 #[cold]
-fn admit_failing(entry: &Entry, context: &Context) -> Result<(), ErrorReply> {
-    let concerned = entry.spec.flags.has(Flags::WRITE) || entry.spec.name == "PING";
+fn admit_failing(entry: &Entry, client: &Client, context: &Context) -> Result<(), ErrorReply> {
+    let concerned = writes(entry, client) || entry.spec.name == "PING";
     match writes_refused(context).filter(|_| concerned) {
         None => Ok(()),
         Some(why) => Err(ErrorReply::owned(format!(
@@ -151,6 +160,15 @@ fn admit_failing(entry: &Entry, context: &Context) -> Result<(), ErrorReply> {
              succeeds. One is tried every few seconds, and by SAVE and BGSAVE; CONFIG SET save \"\" \
              allows writes without checkpoints."
         ))),
+    }
+}
+
+/// Whether a command may change data; EXEC may if one of its commands may.
+#[inline]
+pub fn writes(entry: &Entry, client: &Client) -> bool {
+    match entry.spec.run {
+        Run::Transaction => client.transaction.as_ref().is_some_and(|t| t.writes()),
+        _ => entry.spec.flags.any(Flags::WRITE.and(Flags::MAY_REPLICATE)),
     }
 }
 

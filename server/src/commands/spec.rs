@@ -39,8 +39,11 @@ pub struct CommandSpec {
 pub enum Run {
     /// On the store, inside a batch. Must not block.
     Inside(fn(&mut Call<'_, '_>) -> Outcome),
-    /// Outside of any batch: for what takes a safepoint, locks or waits.
+    /// Outside of any batch: for what takes a safepoint, locks or waits. What writes runs alone
+    /// ([`OutsideCall::alone`]).
     Outside(fn(&mut OutsideCall<'_>) -> Outcome),
+    /// EXEC: what its client has collected runs, each command by its own row.
+    Transaction,
     /// Its subcommands do the work.
     Container,
 }
@@ -141,6 +144,10 @@ macro_rules! bit_names {
             /// Whether all of `other` are in it.
             pub const fn has(self, other: Self) -> bool {
                 self.0 & other.0 == other.0
+            }
+            /// Whether one of `other` is in it.
+            pub const fn any(self, other: Self) -> bool {
+                self.0 & other.0 != 0
             }
             /// Their names, in Redis's order.
             pub fn names(self) -> impl Iterator<Item = &'static str> {
@@ -286,6 +293,8 @@ pub enum Group {
     Connection,
     /// The server.
     Server,
+    /// Transactions.
+    Transactions,
 }
 
 impl Group {
@@ -296,6 +305,7 @@ impl Group {
             Group::String => "string",
             Group::Connection => "connection",
             Group::Server => "server",
+            Group::Transactions => "transactions",
         }
     }
 }

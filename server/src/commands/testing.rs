@@ -1,7 +1,7 @@
 //! One client on an empty store, without a socket: for the handlers' unit tests.
 
 use super::args::Args;
-use super::{Call, OutsideCall, Ran, Run, admit, settle, table};
+use super::{Call, OutsideCall, Ran, Run, admit, settle, table, writes};
 use crate::client::{Client, Origin};
 use crate::context::{Context, unix_ms};
 use crate::error::Stop;
@@ -49,7 +49,8 @@ impl Bench {
         let args = Args::new(&bytes, &ranges);
         let mut out = Vec::new();
         let found = table().resolve(args);
-        let found = found.and_then(|entry| admit(entry, &self.context).map(|()| entry));
+        let admitted = |entry| admit(entry, &self.client, &self.context).map(|()| entry);
+        let found = found.and_then(admitted);
         let entry = match found {
             Ok(entry) => entry,
             Err(e) => {
@@ -59,7 +60,8 @@ impl Bench {
         };
         match entry.spec.run {
             Run::Inside(run) => self.inside(run, args, &mut out),
-            Run::Outside(run) => self.outside(run, args, &mut out),
+            Run::Outside(run) => self.outside(run, args, &mut out, writes(entry, &self.client)),
+            Run::Transaction => unreachable!("a transaction needs a connection"),
             Run::Container => unreachable!("resolve gives what runs"),
         }
         out
@@ -110,13 +112,16 @@ impl Bench {
         run: fn(&mut OutsideCall<'_>) -> Result<(), Stop>,
         args: Args<'_>,
         out: &mut Vec<u8>,
+        writes: bool,
     ) {
+        let alone = writes.then(|| self.session.alone());
         let protocol = self.client.protocol;
         let mut call = OutsideCall {
             args,
             client: &mut self.client,
             reply: Reply::new(out, protocol),
             context: &self.context,
+            alone: alone.as_ref(),
             job: None,
         };
         let mut outcome = run(&mut call);
