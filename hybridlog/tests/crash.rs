@@ -269,6 +269,147 @@ fn a_cut_at_any_step_leaves_the_last_checkpoint_on_a_disk_that_reorders() {
     cut_at_every_step(config, Completion::Shuffled(1));
 }
 
+/// Segments of one page are synced as soon as they are flushed, most of them by no checkpoint.
+fn one_page_segments() -> Config {
+    let mut config = tiny();
+    config.segment_size = config.page_size;
+    config
+}
+
+#[test]
+fn a_cut_at_any_step_leaves_the_last_checkpoint_in_segments_of_one_page() {
+    cut_at_every_step(one_page_segments(), Completion::Shuffled(2));
+}
+
+/// Fills the first segment of a new run and waits until it is flushed; says which one it is.
+fn fill_a_segment(life: &mut Life<'_>, before: impl FnOnce(FileId)) -> u64 {
+    let size = life.made.config.segment_size;
+    let segment = life.store.stats().log_tail / size;
+    before(FileId::Segment(segment));
+    let keys = life.made.keys.len();
+    for i in 0usize.. {
+        let stats = life.store.stats();
+        if stats.log_flushed_until >= (segment + 1) * size || stats.not_writable.is_some() {
+            return segment;
+        }
+        life.put(0, i % keys, vec![i as u8; 900], None);
+    }
+    unreachable!("the log ends");
+}
+
+/// Polls for what must come.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = std::time::Instant::now();
+    while !is_so() {
+        assert!(since.elapsed().as_secs() < 60, "it never came: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// The page thread has whole segments synced. A checkpoint that cuts meanwhile is complete only with
+/// those syncs: its own list of what to sync does not have them.
+#[test]
+fn a_checkpoint_waits_for_the_syncs_of_whole_segments() {
+    let made = Made::new(tiny());
+    for side in [false, true] {
+        let device = made.copy();
+        let mut life = Life::new(&made, &device).expect("opens");
+        fill_a_segment(&mut life, |segment| {
+            let FileId::Segment(n) = segment else { unreachable!("it is one") };
+            device.hold_syncs(if side { FileId::Side(n) } else { segment });
+        });
+        wait_until("the sync", || device.is_holding());
+        let manifest = device.contents(FileId::Manifest);
+        std::thread::scope(|scope| {
+            let checkpoint = scope.spawn(|| life.store.checkpoint());
+            // Far longer than it takes when nothing is waited for. The manifest is written once
+            // before, to reserve the checkpoint's number.
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            let was_done = checkpoint.is_finished();
+            device.release_syncs();
+            checkpoint.join().expect("does not panic").expect("checkpoints");
+            assert!(!was_done, "the checkpoint was complete without the sync");
+        });
+        assert_ne!(device.contents(FileId::Manifest), manifest);
+        let states = [life.model.clone()];
+        drop(life);
+        for seed in 0..8 {
+            recovered(&made, &device.crash(seed), &states, &format!("side: {side}, {seed}"));
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_of_a_whole_segment_ends_writing_for_good() {
+    let made = Made::new(tiny());
+    for side in [false, true] {
+        let device = made.copy();
+        let mut life = Life::new(&made, &device).expect("opens");
+        life.stubborn = true;
+        fill_a_segment(&mut life, |segment| {
+            let FileId::Segment(n) = segment else { unreachable!("it is one") };
+            let file = if side { FileId::Side(n) } else { segment };
+            device.inject(Fault::new(Operation::Sync, libc::EIO).file(file).times(1));
+        });
+        wait_until("the refusal", || life.store.stats().not_writable.is_some());
+        let reason = life.store.stats().not_writable.expect("it is refused");
+        assert!(reason.starts_with("syncing ") && reason.contains("log-"), "{reason}");
+        device.heal();
+        life.checkpoint();
+        let failures = life.failures;
+        life.put(0, 0, b"more".to_vec(), None);
+        assert_eq!(life.failures, failures + 1, "it takes writes");
+        life.look();
+        let states = life.found.split_off(0);
+        drop(life);
+        for seed in 0..4 {
+            recovered(&made, &device.crash(seed), &states[..1], "nothing was promised");
+        }
+    }
+}
+
+/// Who cannot open a file has synced nothing and failed nothing. The checkpoint that met it once
+/// forgot what it had not come to, and the next one was complete without it.
+#[test]
+fn a_file_that_could_not_be_opened_is_synced_by_the_next_checkpoint() {
+    for config in [tiny(), one_page_segments()] {
+        let made = Made::new(config);
+        // The faults strike the page thread's syncs, or only those of the checkpoint.
+        for whole in [true, false] {
+            let device = made.copy();
+            let mut life = Life::new(&made, &device).expect("opens");
+            life.stubborn = true;
+            let first = life.store.stats().log_tail / made.config.segment_size;
+            let fault = || {
+                // Image and manifest can be synced.
+                for segment in (first..first + 100).map(FileId::Segment) {
+                    device.inject(Fault::new(Operation::Sync, libc::EMFILE).file(segment));
+                }
+            };
+            if whole {
+                fault();
+                fill_a_segment(&mut life, |_| {});
+                fill_a_segment(&mut life, |_| {});
+            }
+            life.put(0, 1, vec![7; 600], None);
+            if !whole {
+                fault();
+            }
+            life.checkpoint();
+            assert_eq!(life.failures, 1, "it could open nothing");
+            assert_eq!(life.store.stats().not_writable, None);
+            device.heal();
+            life.checkpoint();
+            assert_eq!(life.failures, 1);
+            let states = [life.model.clone()];
+            drop(life);
+            for seed in 0..16 {
+                recovered(&made, &device.crash(seed), &states, &format!("{whole}, {seed}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_cut_while_a_store_is_made_leaves_an_empty_one() {
     let whole = FaultDevice::new();

@@ -27,6 +27,7 @@ use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::sync::mutant;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -82,7 +83,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     if !mutant!("cut_without_flush") {
         flush_to(inner, cut.address)?;
     }
-    sync_log(inner)?;
+    sync_log(inner, cut.address)?;
     let taken_at_ms = cut.taken_at_ms;
     let segment_words = inner.log.geometry.segment_words;
     let manifest = next_manifest(&state, number, image, cut, segment_words);
@@ -225,15 +226,8 @@ fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// What a failed sync left on the disk cannot be known: never try again.
 fn sync_failed(inner: &Inner, what: impl std::fmt::Display, e: &std::io::Error) -> CheckpointError {
-    let what = format!("syncing {what} failed: {e}");
-    // Who cannot open it has synced nothing and failed nothing: the next checkpoint may do it.
-    let unopened = [libc::EMFILE, libc::ENFILE, libc::ENOENT, libc::ENOTDIR, libc::EACCES];
-    if !e.raw_os_error().is_some_and(|e| unopened.contains(&e)) {
-        inner.log.health.broke(what.clone());
-    }
-    CheckpointError::Device(what)
+    CheckpointError::Device(inner.log.health.sync_failed(what, e))
 }
 
 fn sync_directory(inner: &Inner) -> Result<(), CheckpointError> {
@@ -244,21 +238,43 @@ fn sync_directory(inner: &Inner) -> Result<(), CheckpointError> {
     })
 }
 
-fn sync_log(inner: &Inner) -> Result<(), CheckpointError> {
+/// Makes the log below `cut`, which is flushed, durable.
+fn sync_log(inner: &Inner, cut: u64) -> Result<(), CheckpointError> {
+    let syncs = &inner.pages.syncs;
+    let last = inner.log.geometry.segment_of(cut);
+    let mut left = loop {
+        if let Some(left) = syncs.take(last) {
+            break left;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    };
+    let synced = sync_segments(inner, &mut left);
+    if !mutant!("cut_forgets_unsynced") {
+        syncs.give_back(left);
+    }
+    synced?;
+    // A sync of the page thread's may have failed before this took the rest.
+    refuse_when_broken(inner)?;
+    sync_directory(inner)
+}
+
+/// Syncs the segments one by one; those that it has not synced stay in `left`.
+fn sync_segments(inner: &Inner, left: &mut BTreeSet<u64>) -> Result<(), CheckpointError> {
     let device = &*inner.log.device;
     let sync = |file| {
         blocking::sync(device, file)
             .map_err(|e| sync_failed(inner, device.path(file).display(), &e))
     };
-    for segment in inner.pages.take_unsynced() {
+    while let Some(&segment) = left.first() {
         if !mutant!("cut_without_segment_sync") {
             sync(FileId::Segment(segment))?;
         }
         if !mutant!("cut_without_side_sync") {
             sync(FileId::Side(segment))?;
         }
+        left.pop_first();
     }
-    sync_directory(inner)
+    Ok(())
 }
 
 fn next_manifest(

@@ -9,7 +9,7 @@
 //!   since its last sync. Some seeds lose all, some keep all, some stop at one instant.
 //! * A sync covers the writes whose completions ran before it was submitted, not those in flight.
 //! * After a failed sync, what it should have covered is not made durable by a later sync unless
-//!   it is written again, as on Linux.
+//!   it is written again, as on Linux. One that could not open the file has failed nothing.
 //! * A write that gives a sector of a segment other bytes than a write before it, in this run or an
 //!   earlier one, fails, and [`FaultDevice::crash`] and the end of the device panic: what the log
 //!   has flushed never changes, and every test on this device proves it.
@@ -29,7 +29,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::local::shielded;
-use super::{Buffer, Device, FileId, Mapping, Request};
+use super::{Buffer, Device, FileId, Mapping, Request, could_not_open};
 
 mod disk;
 #[cfg(test)]
@@ -140,6 +140,8 @@ struct State {
     dead: bool,
     closing: bool,
     corrupts_maps: bool,
+    /// Its sync waits until it is released.
+    held: Option<FileId>,
 }
 
 /// A request that waits, and for a sync the last write that had completed at its submission.
@@ -167,6 +169,7 @@ impl FaultDevice {
             dead: false,
             closing: false,
             corrupts_maps: false,
+            held: None,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         Arc::new(Self { shared, thread: Mutex::new(None) })
@@ -259,6 +262,25 @@ impl FaultDevice {
             }
             None => false,
         }
+    }
+
+    /// Leaves the syncs of a file waiting, whatever is carried out meanwhile, until
+    /// [`FaultDevice::release_syncs`] or the end of power or device. For the orders that the
+    /// device's thread decides.
+    pub fn hold_syncs(&self, file: FileId) {
+        self.shared.lock().held = Some(file);
+    }
+
+    /// Ends [`FaultDevice::hold_syncs`].
+    pub fn release_syncs(&self) {
+        self.shared.lock().held = None;
+        self.shared.wake.notify_all();
+    }
+
+    /// Whether a sync waits because it is held.
+    pub fn is_holding(&self) -> bool {
+        let state = self.shared.lock();
+        state.queue.iter().any(|queued| state.holds(queued))
     }
 
     /// From now on what [`Device::map`] shows has one bit flipped, as if the disk had written it so.
@@ -425,21 +447,22 @@ impl Shared {
         let mut state = self.lock();
         loop {
             let ours = state.completion != Completion::Stepped || state.dead || state.closing;
-            if ours && !state.queue.is_empty() {
+            if ours && state.queue.iter().any(|queued| !state.holds(queued)) {
                 if !state.delay.is_zero() && !state.closing {
                     let delay = state.delay;
                     drop(state);
                     thread::sleep(delay);
                     state = self.lock();
                 }
-                let waiting = state.queue.len();
-                let next = match state.completion {
-                    Completion::Shuffled(_) => state.random.below(waiting),
-                    Completion::InOrder | Completion::Stepped => 0,
-                };
+                let places = 0..state.queue.len();
+                let free: Vec<usize> = places.filter(|i| !state.holds(&state.queue[*i])).collect();
                 // A step may have emptied the queue during the delay.
-                if let Some(queued) = state.queue.remove(next) {
-                    return Some(queued);
+                if !free.is_empty() {
+                    let next = match state.completion {
+                        Completion::Shuffled(_) => state.random.below(free.len()),
+                        Completion::InOrder | Completion::Stepped => 0,
+                    };
+                    return state.queue.remove(free[next]);
                 }
             } else if state.closing {
                 return None;
@@ -509,13 +532,22 @@ impl State {
                 let result = match self.admit(Operation::Sync, &[file]) {
                     Ok(()) => self.disk.sync(file, queued.completed_writes),
                     Err(refusal) => {
-                        self.disk.fail_sync(file);
-                        Err(refusal.into())
+                        let error = refusal.into();
+                        if !could_not_open(&error) {
+                            self.disk.fail_sync(file);
+                        }
+                        Err(error)
                     }
                 };
                 Box::new(move || done(result))
             }
         }
+    }
+
+    /// Whether a request waits for its release.
+    fn holds(&self, queued: &Queued) -> bool {
+        let held = matches!(queued.request, Request::Sync { file, .. } if Some(file) == self.held);
+        held && !self.dead && !self.closing
     }
 
     /// Counts a step and decides whether it is carried out.

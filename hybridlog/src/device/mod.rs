@@ -90,6 +90,13 @@ pub enum Request {
     },
 }
 
+/// Whether the error of a sync says that the file could not even be opened: then nothing was synced,
+/// and what was written to it is as it was.
+pub(crate) fn could_not_open(error: &io::Error) -> bool {
+    let unopened = [libc::EMFILE, libc::ENFILE, libc::ENOENT, libc::ENOTDIR, libc::EACCES];
+    error.raw_os_error().is_some_and(|e| unopened.contains(&e))
+}
+
 /// A directory of files. See the module's promises.
 pub trait Device: Send + Sync + 'static {
     /// Starts an I/O. Never blocks on the disk; may block shortly while the queue is full.

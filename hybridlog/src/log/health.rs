@@ -7,7 +7,10 @@
 //! and clears that. Reads go on in all three.
 
 use super::Log;
+use crate::device::could_not_open;
 use crate::sync::Locked;
+use std::fmt::Display;
+use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -50,6 +53,15 @@ impl Health {
     pub fn broke(&self, reason: String) {
         tracing::error!("the log takes no writes until a restart: {reason}");
         self.set(|reasons| reasons.broken = reasons.broken.take().or(Some(reason)));
+    }
+    /// A sync failed. What it left on the disk cannot be known, so it is for good; but who could not
+    /// open the file has synced nothing and failed nothing: a later one may do it. Says what happened.
+    pub fn sync_failed(&self, what: impl Display, error: &io::Error) -> String {
+        let what = format!("syncing {what} failed: {error}");
+        if !could_not_open(error) {
+            self.broke(what.clone());
+        }
+        what
     }
     /// Sets or clears a shortage that passes.
     pub fn short(&self, reason: Option<String>) {

@@ -1,12 +1,12 @@
 //! What the page thread has done for it: whatever may wait for the disk or takes long.
 //!
 //! One thread carries the jobs out in their order and reports each outcome; it decides nothing.
-//! Writes are only submitted here: their completions report for themselves.
+//! Writes and syncs are only submitted here: their completions report for themselves.
 
 use super::Log;
 use super::page_thread::{Outcome, PageWork};
 use crate::device::{ALIGNMENT, Bytes, FileId, Mapping, Request};
-use crate::sync::Locked;
+use crate::sync::{Locked, mutant};
 use crate::tier::raw::{RawSegments, block_crc, side_size};
 use std::io;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub(crate) enum Job {
     /// Write `[from, to)`, part of one page below `safe_read_only` whose frame stays until both
     /// writes have reported, and its checksums.
     Flush { from: u64, to: u64 },
+    /// Sync the files of a segment that no write comes to any more.
+    Sync { segment: u64 },
     /// Bring the page at `at`, flushed up to `end`, into memory from its file.
     Map { at: u64, end: u64 },
     /// Give back the frame of a page that moved; the page stays in memory until this reports.
@@ -100,6 +102,7 @@ impl Worker {
                     self.write(from, to);
                 }
             }
+            Job::Sync { segment } => self.sync(segment),
             Job::Map { at, end } => {
                 let result = self.map(at, end);
                 self.report(Outcome::Mapped { at, result });
@@ -146,6 +149,21 @@ impl Worker {
             bytes: Bytes::new(crcs),
             done: done(),
         });
+    }
+
+    fn sync(&self, segment: u64) {
+        let submit = |file, is_left_out: bool| {
+            let (log, work) = (Arc::clone(&self.log), Arc::clone(&self.work));
+            let done = Box::new(move |result| {
+                work.report(&log, Outcome::Synced { file, segment, result });
+            });
+            if is_left_out {
+                return done(Ok(()));
+            }
+            self.log.device.submit(Request::Sync { file, done });
+        };
+        submit(FileId::Segment(segment), mutant!("whole_segment_without_sync"));
+        submit(FileId::Side(segment), mutant!("whole_side_without_sync"));
     }
 
     /// Files have their full size from creation, where the disk has the room.

@@ -19,6 +19,7 @@ pub(crate) mod page_table;
 pub(crate) mod page_thread;
 pub(crate) mod room;
 pub(crate) mod scan;
+pub(crate) mod syncs;
 pub(crate) mod tail;
 pub(crate) mod window;
 

@@ -10,16 +10,19 @@
 //! ```
 //!
 //! The next frames are ready before the tail needs them: `spare` pages ahead of the tail's own.
-//! What is flushed moves into the mapped [`window`](super::window).
+//! What is flushed moves into the mapped [`window`](super::window). A segment that is flushed to its
+//! end is synced, so that what a checkpoint has to sync, and the descriptors that must stay open until
+//! then, do not grow with what was written since the last one.
 
 use super::Log;
 use super::boundaries::Announced;
 use super::helper::{Helper, Job, MapFailure};
+use super::syncs::Syncs;
 use super::window::Window;
 use crate::config::BLOCK_WORDS;
-use crate::device::{ALIGNMENT, FileId, Mapping};
-use crate::sync::Locked;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::device::{ALIGNMENT, FileId, Mapping, could_not_open};
+use crate::sync::{Locked, mutant};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +30,11 @@ use std::time::{Duration, Instant};
 
 /// Writes in flight at once.
 const FLUSH_DEPTH: usize = 16;
+/// Whole segments whose syncs are in flight at once: half of the posix form's threads for writes.
+const SYNC_DEPTH: usize = 2;
+/// Whole segments that are being synced or wait for it, while which no flush begins: each keeps two
+/// descriptors open.
+const SYNC_BACKLOG: usize = 16;
 /// How often a full disk is tried again, and space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -35,7 +43,7 @@ const SPACE_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) struct PageWork {
     stop: AtomicBool,
     outcomes: Mutex<Vec<Outcome>>,
-    unsynced: Mutex<BTreeSet<u64>>,
+    pub syncs: Syncs,
     /// Segments whose files exist, and whether the disk gave them their full size.
     pub created: Mutex<BTreeMap<u64, bool>>,
 }
@@ -44,10 +52,6 @@ impl PageWork {
     /// Ends the thread once its I/O has completed.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-    }
-    /// Takes the segments written since they were last synced.
-    pub fn take_unsynced(&self) -> BTreeSet<u64> {
-        std::mem::take(&mut *self.unsynced.locked())
     }
     /// Tells the page thread how something ended.
     pub fn report(&self, log: &Log, outcome: Outcome) {
@@ -60,6 +64,8 @@ impl PageWork {
 pub(crate) enum Outcome {
     /// One of the two writes of the part from `from` on.
     Written { from: u64, result: io::Result<()> },
+    /// One of the two files of a whole segment was synced.
+    Synced { file: FileId, segment: u64, result: io::Result<()> },
     /// The page at `at` was brought in from its file.
     Mapped { at: u64, result: Result<Mapping, MapFailure> },
     /// The frame of the page that moved was given back.
@@ -83,6 +89,8 @@ pub(crate) struct PageThread {
     /// In log order, from `flushed_until` on.
     chunks: VecDeque<Chunk>,
     submitted_until: u64,
+    /// Flushed to their ends, and their syncs not begun.
+    whole: VecDeque<u64>,
     window: Window,
     helper: Helper,
     retry_at: Option<Instant>,
@@ -106,6 +114,7 @@ impl PageThread {
             head_pending: None,
             chunks: VecDeque::new(),
             submitted_until,
+            whole: VecDeque::new(),
             retry_at: None,
             is_short: false,
             space_checked: Instant::now(),
@@ -118,9 +127,12 @@ impl PageThread {
         loop {
             let moved = self.round();
             // A write that failed will not succeed now; one that is on its way must report first.
-            let idle = self.chunks.iter().all(|c| c.parts_left == 0);
-            if self.work.stop.load(Ordering::Acquire) && idle {
-                return;
+            let writes_idle = self.chunks.iter().all(|c| c.parts_left == 0);
+            if self.work.stop.load(Ordering::Acquire) {
+                self.whole.clear();
+                if writes_idle && self.work.syncs.under_way() == 0 {
+                    return;
+                }
             }
             if !moved {
                 self.log.wait_for_wake(self.patience());
@@ -144,6 +156,7 @@ impl PageThread {
         let mut moved = self.settle_read_only();
         moved |= self.take_outcomes();
         moved |= self.settle_flushes();
+        moved |= self.submit_syncs();
         moved |= self.submit_flushes();
         moved |= self.settle_head();
         moved |= self.window.step(&self.log, &self.helper);
@@ -245,7 +258,10 @@ impl PageThread {
         }
         let mut moved = false;
         let end = self.log.boundaries.safe_read_only();
-        while self.submitted_until < end && self.chunks.len() < FLUSH_DEPTH {
+        while self.submitted_until < end
+            && self.chunks.len() < FLUSH_DEPTH
+            && self.whole.len() + self.work.syncs.under_way() < SYNC_BACKLOG
+        {
             let from = self.submitted_until;
             let page_end = self.log.geometry.page_start(from) + self.log.geometry.page_words;
             let to = end.min(page_end);
@@ -256,6 +272,35 @@ impl PageThread {
             moved = true;
         }
         moved
+    }
+
+    /// Has segments synced that no write comes to any more.
+    fn submit_syncs(&mut self) -> bool {
+        let mut moved = false;
+        while self.work.syncs.under_way() < SYNC_DEPTH
+            && let Some(segment) = self.whole.pop_front()
+        {
+            // A checkpoint may have come first.
+            if self.work.syncs.begin(segment) {
+                self.helper.ask(Job::Sync { segment });
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// What a failed sync left on the disk cannot be known: it is never tried again.
+    fn file_synced(&self, file: FileId, segment: u64, result: io::Result<()>) {
+        let unopened = match &result {
+            // Left to the next checkpoint.
+            Err(e) if could_not_open(e) => true,
+            Err(e) => {
+                self.log.health.sync_failed(self.log.device.path(file).display(), e);
+                false
+            }
+            Ok(()) => false,
+        };
+        self.work.syncs.file_ended(segment, unopened);
     }
 
     fn resubmit_failed(&mut self) {
@@ -277,6 +322,9 @@ impl PageThread {
         for outcome in outcomes {
             match outcome {
                 Outcome::Written { from, result } => self.part_written(from, result),
+                Outcome::Synced { file, segment, result } => {
+                    self.file_synced(file, segment, result);
+                }
                 Outcome::Mapped { at, result } => {
                     self.window.mapped(&self.log, &self.helper, at, result);
                 }
@@ -320,13 +368,17 @@ impl PageThread {
         moved
     }
 
-    fn chunk_written(&self, from: u64, to: u64) {
+    fn chunk_written(&mut self, from: u64, to: u64) {
         let g = &self.log.geometry;
         let segment = g.segment_of(from);
         let first_block = g.offset_in_segment(from) / ALIGNMENT as u64;
-        self.work.unsynced.locked().insert(segment);
+        self.work.syncs.written(segment);
         self.log.raw.side_written(segment, first_block, (to - from) / BLOCK_WORDS);
         self.log.boundaries.flushed(to);
+        // Parts settle in log order: all before this one are written as well.
+        if to.is_multiple_of(g.segment_words) && !mutant!("whole_left_to_the_checkpoint") {
+            self.whole.push_back(segment);
+        }
     }
 
     /// A shortage is waited out; anything else ends writing for good.
