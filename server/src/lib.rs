@@ -38,6 +38,7 @@ pub(crate) mod rates;
 pub mod resp;
 pub mod server;
 pub mod start;
+pub mod tools;
 pub mod totals;
 pub(crate) mod transaction;
 pub(crate) mod transport;

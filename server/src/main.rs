@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         // Prints help or version and ends with 0, or the mistake and ends with 2.
         Err(e) => e.exit(),
     };
+    if let Some(tool) = arguments.tool {
+        return tool.run();
+    }
     let loaded = match config::load(&arguments, std::env::vars_os()) {
         Ok(loaded) => loaded,
         Err(errors) => {

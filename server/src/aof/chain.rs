@@ -254,18 +254,54 @@ impl Parts {
         all.max().unwrap_or(0) + 1
     }
 
+    /// The part that goes on from the end of part `number`, and where that end is. Of several, the
+    /// newest: one that could not be begun may have left a file.
+    fn next(&self, number: u64) -> Option<(u64, u64)> {
+        self.parts.iter().rev().find_map(|(next, part)| {
+            let before = part.header.before.filter(|before| before.number == number)?;
+            Some((*next, before.length))
+        })
+    }
+
+    /// What the part behind part `number` says of it.
+    pub fn known(&self, number: u64) -> Known {
+        let length = self.parts.get(&number).map_or(0, |part| part.length);
+        match self.next(number) {
+            Some((_, until)) if until <= length => Known { synced: until, until: Some(until) },
+            _ => Known::default(),
+        }
+    }
+
+    /// Why part `number` cannot go on from the one before it; `None` if it can, or if nothing older
+    /// is there at all.
+    pub fn gap_before(&self, number: u64) -> Option<Gap> {
+        let header = self.parts.get(&number)?.header;
+        let before = header.before.filter(|_| header.start != Start::Base)?;
+        let older = self.parts.range(..number).next().is_some();
+        match self.parts.get(&before.number) {
+            None => older.then(|| Gap::Missing {
+                number: before.number,
+                name: part::file_name(&self.aof_file, before.number),
+                next: number,
+            }),
+            Some(Part { path, length, .. }) if *length < before.length => {
+                Some(Gap::Shorter { path: path.clone(), length: *length, expected: before.length })
+            }
+            Some(_) => None,
+        }
+    }
+
     /// What to replay from `origin` on: nothing, if there are no parts at all.
-    pub fn chain(self, origin: Origin) -> Result<Chain, ChainError> {
-        let Self { directory: _, aof_file, mut parts, mut broken, broken_alias, .. } = self;
-        if let Some(error) = broken_alias {
+    pub fn chain(mut self, origin: Origin) -> Result<Chain, ChainError> {
+        if let Some(error) = self.broken_alias {
             // Its number is not known: it may be the longer copy of any part.
             return Err(error.into());
         }
-        let Some(first) = first_part(&parts, origin) else {
-            if let Some((_, error)) = broken.pop_last() {
+        let Some(first) = first_part(&self.parts, origin) else {
+            if let Some((_, error)) = self.broken.pop_last() {
                 return Err(error.into());
             }
-            return match parts.first_key_value() {
+            return match self.parts.first_key_value() {
                 None => Ok(Chain { links: Vec::new(), gap: None }),
                 Some((number, part)) => Err(ChainError::NoStart {
                     origin,
@@ -274,47 +310,32 @@ impl Parts {
                 }),
             };
         };
-        let mut parts = parts.split_off(&first);
         // A part that cannot be read may be the one that follows.
-        if let Some((_, error)) = broken.split_off(&first).pop_first() {
+        if let Some((_, error)) = self.broken.split_off(&first).pop_first() {
             return Err(error.into());
         }
-        let mut links = Vec::new();
-        let mut current = parts.remove(&first).expect("it was found there");
-        loop {
-            let number = current.header.number;
-            let next = parts.iter().rev().find_map(|(next, part)| {
-                let before = part.header.before.filter(|before| before.number == number)?;
-                Some((*next, before.length))
-            });
-            let mut link = Link {
-                path: current.path.clone(),
-                header: current.header,
-                known: Known::default(),
-            };
-            let Some((next, length)) = next else {
-                let gap = parts.range(number + 1..).next().map(|(next, part)| {
+        let (mut links, mut number) = (Vec::new(), first);
+        let gap = loop {
+            let Part { path, header, length, .. } = &self.parts[&number];
+            let known = self.known(number);
+            links.push(Link { path: path.clone(), header: *header, known });
+            let Some((next, expected)) = self.next(number) else {
+                break self.parts.range(number + 1..).next().map(|(next, part)| {
                     let missing = part.header.before.map_or(next - 1, |before| before.number);
-                    let name = part::file_name(&aof_file, missing);
+                    let name = part::file_name(&self.aof_file, missing);
                     Gap::Missing { number: missing, name, next: *next }
                 });
-                links.push(link);
-                return Ok(Chain { links, gap });
             };
-            if current.length < length {
-                links.push(link);
-                let path = current.path;
-                let gap = Gap::Shorter { path, length: current.length, expected: length };
-                return Ok(Chain { links, gap: Some(gap) });
+            if *length < expected {
+                break Some(Gap::Shorter { path: path.clone(), length: *length, expected });
             }
-            link.known = Known { synced: length, until: Some(length) };
-            links.push(link);
-            let part = parts.remove(&next).expect("it was found there");
-            if let Start::Only(checkpoint) = part.header.start {
-                return Ok(Chain { links, gap: Some(Gap::Only { number: next, checkpoint }) });
+            if let Start::Only(checkpoint) = self.parts[&next].header.start {
+                break Some(Gap::Only { number: next, checkpoint });
             }
-            current = part;
-        }
+            assert!(next > number, "a part goes on from an older one");
+            number = next;
+        };
+        Ok(Chain { links, gap })
     }
 }
 

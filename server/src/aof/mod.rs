@@ -13,6 +13,7 @@
 //!
 //! Nothing here knows the store or a thread: bytes in, files out, and back.
 
+pub mod aside;
 pub mod block;
 pub mod chain;
 mod checksum;

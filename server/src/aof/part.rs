@@ -128,7 +128,9 @@ impl Header {
             }
         };
         let time_ms = fields.decimal(b"ms=")?;
-        fields.0.is_empty().then_some(Self { number, start, before, time_ms })
+        // A part goes on from an older one, or chains would have no end.
+        let older = before.is_none_or(|before: Before| before.number < number);
+        (fields.0.is_empty() && older).then_some(Self { number, start, before, time_ms })
     }
 }
 
@@ -241,6 +243,9 @@ mod tests {
         assert_eq!(sealed(&format!("{right} more=1")), damaged);
         assert_eq!(sealed(&right.replace("start=part", "start=else")), damaged);
         assert_eq!(sealed(&right.replace("start=part", "start=only:")), damaged);
+        let before = |length| right.replace("none", &format!("{length}:000000000000100"));
+        assert!(sealed(&before("000011")).is_ok());
+        assert_eq!(sealed(&before("000012")), damaged, "it goes on from an older one");
     }
 
     #[test]

@@ -195,48 +195,58 @@ impl Why {
     }
 }
 
-impl fmt::Display for Torn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, offset, lost_bytes, why, kept_until_ms, lost_until_ms } = self;
-        write!(
-            f,
-            "AOF: cut {} at offset {offset}: the {lost_bytes} bytes from there on were not \
-             completely written ({}); what is kept ends at {}",
-            path.display(),
-            why.text(),
-            format_time(*kept_until_ms)
-        )?;
-        match lost_until_ms {
+impl Torn {
+    /// What is torn, for who has named the file already.
+    pub fn details(&self) -> impl fmt::Display {
+        let Self { offset, lost_bytes, why, kept_until_ms, lost_until_ms, .. } = self;
+        let until = match lost_until_ms {
             Some(until) => {
                 let lost_ms = until.saturating_sub(*kept_until_ms);
-                write!(f, ", {lost_ms} ms before the last write that is lost")
+                format!("{lost_ms} ms before the last write that is lost")
             }
-            None => f.write_str(", when what is lost was written is not known"),
+            None => "when what is lost was written is not known".to_owned(),
+        };
+        format!(
+            "at offset {offset}: the {lost_bytes} bytes from there on were not completely written \
+             ({}); what is kept ends at {}, {until}",
+            why.text(),
+            format_time(*kept_until_ms)
+        )
+    }
+}
+
+impl Damage {
+    /// What is wrong and what to do, for who has named the file already.
+    pub fn details(&self) -> impl fmt::Display {
+        let Self { path, offset, lost_bytes, why, synced, kept_until_ms, lost_until_ms } = self;
+        let what = format!(
+            "damaged at offset {offset}: {}, and the file was on disk up to {synced}; put the file \
+             back from a backup",
+            why.text()
+        );
+        if *why == Why::FirstLine {
+            return what;
         }
+        let until =
+            lost_until_ms.map_or(String::new(), |ms| format!(", up to {}", format_time(ms)));
+        format!(
+            "{what}, or give up the {lost_bytes} bytes from there on (all after {}{until}) with: \
+             ferrite aof truncate --to-offset {offset} {}",
+            format_time(*kept_until_ms),
+            path.display()
+        )
+    }
+}
+
+impl fmt::Display for Torn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AOF: cut {} {}", self.path.display(), self.details())
     }
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, offset, lost_bytes, why, synced, kept_until_ms, lost_until_ms } = self;
-        let path = path.display();
-        write!(
-            f,
-            "AOF: refused {path}: damaged at offset {offset}: {}, and the file was on disk up to \
-             {synced}; ",
-            why.text()
-        )?;
-        if *why == Why::FirstLine {
-            return f.write_str("put the file back from a backup, or see `ferrite restore`");
-        }
-        write!(
-            f,
-            "put the file back from a backup, or give up the {lost_bytes} bytes from there on \
-             (all after {}",
-            format_time(*kept_until_ms)
-        )?;
-        lost_until_ms.map_or(Ok(()), |until| write!(f, ", up to {}", format_time(until)))?;
-        write!(f, ") with: ferrite aof truncate --to-offset {offset} {path}")
+        write!(f, "AOF: refused {}: {}", self.path.display(), self.details())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::error::ConfigError;
 use super::values::{Source, Values};
+use crate::tools::Tool;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub enum Action {
 pub struct Arguments {
     /// What is to be done.
     pub action: Action,
+    /// What is to be done instead, on files and without a configuration.
+    pub tool: Option<Tool>,
     /// `--config`.
     pub config: Option<PathBuf>,
     /// `--rebuild-index`: for this one start, so it is no setting.
@@ -59,7 +62,8 @@ impl Arguments {
         }
         let config = matches.get_one::<PathBuf>("config").cloned();
         let rebuild_index = matches.get_flag("rebuild-index");
-        Ok(Self { action: action(&matches), config, rebuild_index, settings })
+        let tool = Tool::from_matches(&matches);
+        Ok(Self { action: action(&matches), tool, config, rebuild_index, settings })
     }
 
     /// Sets what the flags say; of two that set one thing, the later counts, `--set` last.
@@ -90,6 +94,11 @@ fn command() -> Command {
             .overrides_with(flag)
     });
     Command::new("ferrite")
+        .subcommands(Tool::commands())
+        .args_conflicts_with_subcommands(true)
+        .subcommand_value_name("TOOL")
+        .subcommand_help_heading("Tools")
+        .disable_help_subcommand(true)
         .version(env!("CARGO_PKG_VERSION"))
         .about("A tiered key-value store that speaks RESP, the Redis protocol.")
         .after_help(
