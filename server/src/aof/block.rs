@@ -16,8 +16,8 @@
 
 use super::checksum::crc32c;
 use super::effect::{Effect, Entry, select};
-use super::part::{Fields, LINE_MAX, OFFSET_MAX, TIME_MAX_MS, number_text};
-use super::text::{SUM, decimal, hexadecimal, parse_hexadecimal, sealed};
+use super::part::{LINE_MAX, OFFSET_MAX, TIME_MAX_MS, number_text};
+use super::text::{SUM, decimal, hexadecimal, parse_decimal, parse_hexadecimal};
 
 /// What every block begins with.
 pub const MAGIC: &[u8] = b"#B part=";
@@ -66,16 +66,33 @@ impl Annotation {
     /// What a line, its line end included, says; `None` if it is not exactly what
     /// [`Annotation::render`] writes.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let mut fields = Fields(sealed(line)?.as_bytes().strip_prefix(b"#B ")?);
-        let annotation = Self {
-            part: fields.decimal(b"part=")?,
-            at: fields.decimal(b"at=")?,
-            length: fields.decimal(b"len=")?,
-            crc: parse_hexadecimal(fields.next(b"crc=")?)?,
-            synced: fields.decimal(b"synced=")?,
-            time_ms: fields.decimal(b"ms=")?,
-        };
-        (annotation.fits() && annotation.render() == line).then_some(annotation)
+        let (head, fields) = line.split_at_checked(line.len().checked_sub(FIELDS.len())?)?;
+        let part = head.strip_prefix(MAGIC)?;
+        if part.len() < 6 || part.len() > 6 && part[0] == b'0' {
+            return None;
+        }
+        // What stands between the digits.
+        let mut from = 0;
+        for (at, digits) in [AT, LEN, CRC, SYNCED, MS, SUM_AT, (FIELDS.len(), 0)] {
+            if fields[from..at] != FIELDS[from..at] {
+                return None;
+            }
+            from = at + digits;
+        }
+        let number = |(at, digits): (usize, usize)| parse_decimal(&fields[at..at + digits]);
+        let checksum = |(at, digits): (usize, usize)| parse_hexadecimal(&fields[at..at + digits]);
+        let covered = head.len() + SUM_AT.0 - SUM.len();
+        if checksum(SUM_AT)? != crc32c(&line[..covered]) {
+            return None;
+        }
+        Some(Self {
+            part: parse_decimal(part)?,
+            at: number(AT)?,
+            length: number(LEN)?,
+            crc: checksum(CRC)?,
+            synced: number(SYNCED)?,
+            time_ms: number(MS)?,
+        })
     }
 
     /// Whether every number fits in its field.

@@ -144,18 +144,18 @@ pub enum HeaderError {
 }
 
 /// The fields of a line that are still to be read, separated by one blank.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     /// The value of the next field, which has this name.
-    pub(super) fn next(&mut self, name: &[u8]) -> Option<&'a [u8]> {
+    fn next(&mut self, name: &[u8]) -> Option<&'a [u8]> {
         let rest = self.0.strip_prefix(name)?;
         let end = memchr::memchr(b' ', rest).unwrap_or(rest.len());
         self.0 = rest.get(end + 1..).unwrap_or_default();
         Some(&rest[..end])
     }
     /// The same, as a number of decimal digits.
-    pub(super) fn decimal(&mut self, name: &[u8]) -> Option<u64> {
+    fn decimal(&mut self, name: &[u8]) -> Option<u64> {
         parse_decimal(self.next(name)?)
     }
 }

@@ -10,13 +10,14 @@ pub(super) const SUM: &[u8] = b" sum=";
 /// Bytes from [`SUM`] to the end of a line.
 pub(super) const SUM_LENGTH: usize = SUM.len() + 8 + 2;
 
-/// Fills `to` with the last decimal digits of `value`, with zeros in front.
-pub(super) fn decimal(mut value: u64, to: &mut [u8]) {
-    for digit in to.iter_mut().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-    }
-    debug_assert_eq!(value, 0, "the field is wide enough");
+/// Fills `to` with the decimal digits of `value`, which fit, and zeros in front.
+#[inline]
+pub(super) fn decimal(value: u64, to: &mut [u8]) {
+    let mut buffer = itoa::Buffer::new();
+    let digits = buffer.format(value).as_bytes();
+    let (zeros, places) = to.split_at_mut(to.len() - digits.len());
+    zeros.fill(b'0');
+    places.copy_from_slice(digits);
 }
 
 /// Fills eight places with the hexadecimal digits of `value`.
