@@ -21,6 +21,7 @@ pub mod effect;
 pub mod files;
 pub mod part;
 pub mod reader;
+pub mod replay;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -33,5 +34,6 @@ pub use effect::{Effect, Entry};
 pub use files::{Files, LocalFiles, PartFile};
 pub use part::{Before, Header, Start};
 pub use reader::{Command, Damage, End, Known, PartReader, ReadError, Torn};
+pub use replay::{Replay, Replayed};
 pub use time::{format_time, parse_time};
 pub use writer::{Failure, PartWriter, Progress, WriteError};

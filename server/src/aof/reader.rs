@@ -80,7 +80,8 @@ pub struct PartReader<S> {
     block_end: u64,
     /// The time of this block; before the first, that of the part.
     time_ms: u64,
-    /// The words of the last command.
+    /// The last command, its offset and length, and its words.
+    current: (u64, usize),
     words: Vec<(usize, usize)>,
     end: Option<End>,
 }
@@ -336,6 +337,7 @@ impl<S: Source> PartReader<S> {
             command: next_block,
             block_end: next_block,
             time_ms: header.time_ms,
+            current: (next_block, 0),
             words: Vec::new(),
             end: None,
         })
@@ -366,19 +368,29 @@ impl<S: Source> PartReader<S> {
 
     /// The next command; `None` at the end. All of its block is verified.
     pub fn next_command(&mut self) -> Result<Option<Command<'_>>, ReadError> {
+        Ok(if self.advance()? { Some(self.command()) } else { None })
+    }
+
+    /// Goes on to the next command, which [`PartReader::command`] is then; false at the end.
+    pub fn advance(&mut self) -> Result<bool, ReadError> {
         loop {
             if self.command < self.block_end {
                 if let Some(length) = self.decode()? {
-                    let offset = self.command;
+                    self.current = (self.command, length);
                     self.command += length as u64;
-                    let bytes = &self.window.from(offset)[..length];
-                    let (time_ms, words) = (self.time_ms, &self.words[..]);
-                    return Ok(Some(Command { offset, time_ms, bytes, words }));
+                    return Ok(true);
                 }
             } else if self.next_block()?.is_none() {
-                return Ok(None);
+                return Ok(false);
             }
         }
+    }
+
+    /// The command that [`PartReader::advance`] went on to last; before any other call.
+    pub fn command(&self) -> Command<'_> {
+        let (offset, length) = self.current;
+        let bytes = &self.window.from(offset)[..length];
+        Command { offset, time_ms: self.time_ms, bytes, words: &self.words }
     }
 
     /// The next block, verified, whether or not the commands of the last one were read; `None` at
