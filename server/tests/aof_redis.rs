@@ -8,6 +8,7 @@ mod support;
 use ferrite_server::aof::{Blocks, Effect, Entry, Header, Start};
 use replies::Replies;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -140,15 +141,40 @@ fn redis_check_aof_finds_nothing_wrong_and_redis_server_has_the_same_data() {
         assert!(Instant::now() < until, "redis-server loads no end");
         std::thread::sleep(Duration::from_millis(10));
     }
+    same_data(&mut redis, &expected);
+}
+
+/// `redis-cli --pipe < PART`: our own server skips the annotations, too.
+#[test]
+fn a_part_that_is_piped_into_ferrite_gives_the_same_data() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("appendonly.000001.aof");
+    let expected = script().write(&path);
+    let ferrite = Server::ferrite(&[]);
+    let mut wire = ferrite.connect();
+    let part = std::fs::read(&path).expect("read");
+    // The replies are taken while it is sent, or both sides would wait.
+    let mut sending = wire.socket.try_clone().expect("a socket");
+    let sender = std::thread::spawn(move || {
+        sending.write_all(&part).and_then(|()| sending.write_all(b"ECHO at-the-end\r\n"))
+    });
+    let (replies, closed) = wire.receive_until(b"at-the-end\r\n");
+    assert!(!closed && !replies.starts_with(b"-") && !replies.windows(2).any(|w| w == b"\n-"));
+    sender.join().expect("no panic").expect("sent");
+    same_data(&mut Replies::of(&ferrite), &expected);
+}
+
+/// Every key of every database is there, with its value and its expiry, and no other.
+fn same_data(server: &mut Replies, expected: &[BTreeMap<Vec<u8>, Held>]) {
     for (database, keys) in expected.iter().enumerate() {
-        assert_eq!(redis.text(&format!("SELECT {database}")), "+OK\r\n");
-        assert_eq!(redis.integer("DBSIZE"), keys.len() as i64, "database {database}");
+        assert_eq!(server.text(&format!("SELECT {database}")), "+OK\r\n");
+        assert_eq!(server.integer("DBSIZE"), keys.len() as i64, "database {database}");
         for (key, (value, expires_at_ms)) in keys {
-            let found = redis.call(&[b"GET", key]);
+            let found = server.call(&[b"GET", key]);
             let wanted = [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat();
             assert!(found == wanted, "{} in {database}", key.escape_ascii());
             let at = expires_at_ms.map_or(-1, |at| at as i64);
-            assert_eq!(redis.call(&[b"PEXPIRETIME", key]), format!(":{at}\r\n").as_bytes());
+            assert_eq!(server.call(&[b"PEXPIRETIME", key]), format!(":{at}\r\n").as_bytes());
         }
     }
 }

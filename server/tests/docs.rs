@@ -42,6 +42,13 @@ const DIFFERENCES: &[Difference] = &[
         test: "a_key_over_its_limit_is_refused",
     },
     Difference {
+        commands: &[],
+        what: "A line that begins with `#` where a command could begin is skipped, as an empty line is.",
+        why: "So that a part of the append-only file, which has such annotations, can be replayed with \
+              `redis-cli --pipe`.",
+        test: "lines_with_a_number_sign_are_skipped_like_empty_ones",
+    },
+    Difference {
         commands: &["CLIENT"],
         what: "No CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK. NO-TOUCH and \
                SETINFO are there, which Redis has from 7.2 on; `lib-name` and `lib-ver` stand behind all \

@@ -332,6 +332,10 @@ impl Decoder {
         let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
         self.position += end + 1;
         self.unfolded.clear();
+        // An annotation of an append-only file that is piped in; no command has such a name.
+        if line.first() == Some(&b'#') {
+            return None;
+        }
         if !unfold(line, &mut self.unfolded, &mut self.words) {
             return Some(self.fail(ProtocolError::UnbalancedQuotes));
         }

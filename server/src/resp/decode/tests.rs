@@ -56,6 +56,20 @@ fn arrays_inline_commands_and_empty_lines() {
     assert_eq!(found.error, None);
 }
 
+/// As Redis's loader of append-only files does: a part of ours can be piped in.
+#[test]
+fn lines_with_a_number_sign_are_skipped_like_empty_ones() {
+    let input =
+        b"#B part=000001 \"not closed\r\n#TS:1\r\n*1\r\n$4\r\nPING\r\n#\n #x\r\nECHO #x\r\n";
+    let expected = [words("PING"), words("#x"), words("ECHO #x")];
+    for split in 0..input.len() {
+        let found = decode(&[&input[..split], &input[split..]]);
+        assert_eq!((&found.commands[..], found.error), (&expected[..], None), "{split}");
+    }
+    let long = [b"#", &vec![b'x'; LINE_MAX + 1][..]].concat();
+    assert_eq!(decode(&[&long]).error, Some(ProtocolError::InlineTooLong));
+}
+
 #[test]
 fn quotes_are_unfolded_as_redis_does() {
     for (line, expected) in [
