@@ -13,6 +13,7 @@
 use crate::checkpoint::manifest::ImageRef;
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::store::Inner;
+use crate::sync::mutant;
 use crate::tier::raw::block_crc;
 use ferrite_index::{Address, KeyHash, read_image};
 use std::io;
@@ -25,9 +26,18 @@ const BUCKETS_A_PIN: u64 = 256;
 /// Raw bytes of a section.
 const SECTION: usize = 1 << 18;
 
-/// Writes and syncs image `number`; returns its length in bytes. Paced, since work goes on: after
-/// each section it rests for as long as that took, unless the index waits for it to grow.
-pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
+/// What was written of an image.
+pub(crate) struct Written {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// How often it rested on the way.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only a test asks"))]
+    pub rests: u32,
+}
+
+/// Writes and syncs image `number`. Paced, since work goes on: after each section it rests for as
+/// long as that took, unless the index waits for it to grow.
+pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<Written> {
     let device = &*inner.log.device;
     let file = FileId::Index(number);
     device.create(file, 0)?;
@@ -45,11 +55,11 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
         .register("index image")
         .ok_or_else(|| io::Error::other("no epoch slot is free"))?;
     let (_, tables) = inner.tables();
+    let mut pace = Pace { since: Instant::now(), rests: 0 };
     for slot in &tables.slots {
         let hold = slot.index.hold_growth();
         let mut raw = Vec::new();
         let mut bucket = 0;
-        let mut since = Instant::now();
         while bucket < slot.index.bucket_count() {
             let pin = participant.pin();
             bucket = slot.index.image_chunk(&pin, &hold, bucket, BUCKETS_A_PIN, &mut raw);
@@ -57,17 +67,31 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<u64> {
             if raw.len() >= SECTION {
                 out.section(u32::from(slot.number), &raw)?;
                 raw.clear();
-                if !slot.index.wants_to_grow() {
-                    std::thread::sleep(since.elapsed());
-                }
-                since = Instant::now();
+                pace.rest(slot.index.wants_to_grow());
             }
         }
         if !raw.is_empty() {
             out.section(u32::from(slot.number), &raw)?;
         }
     }
-    out.finish()
+    Ok(Written { bytes: out.finish()?, rests: pace.rests })
+}
+
+/// Leaves others their share of the processor.
+struct Pace {
+    since: Instant,
+    rests: u32,
+}
+
+impl Pace {
+    /// Rests for as long as it has worked, unless somebody waits for the end of the work.
+    fn rest(&mut self, is_waited_for: bool) {
+        if !is_waited_for && !mutant!("image_without_rest") {
+            std::thread::sleep(self.since.elapsed());
+            self.rests += 1;
+        }
+        self.since = Instant::now();
+    }
 }
 
 struct Sections<'a> {
@@ -182,5 +206,40 @@ pub(crate) fn read(
             .map_err(|e| damaged(at, e.to_string()))?;
         at += stored.len();
         sections += 1;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::device::fault::FaultDevice;
+    use crate::{Config, Database, Store};
+
+    #[test]
+    fn an_image_rests_after_each_section_unless_the_index_waits_to_grow() {
+        let mut config = Config::new("simulated");
+        (config.page_size, config.segment_size) = (64 << 10, 4 << 20);
+        (config.mutable_size, config.readonly_size) = (4 << 20, 4 << 20);
+        let store = Store::open_on(config, FaultDevice::new()).expect("opens");
+        let (_, tables) = store.inner().tables();
+        let index = &tables.slot(Database(0)).index;
+        let mut session = store.blocking_session();
+        let mut keys = 0u64..;
+        let mut put = || {
+            let key = keys.next().expect("there are more").to_le_bytes();
+            session.upsert(Database(0), &key, b"value").expect("writes");
+        };
+        // Eight bytes an entry.
+        (0..3 * SECTION / 8).for_each(|_| put());
+        let written = write(store.inner(), 901).expect("writes");
+        assert!(written.rests >= 3, "{} rests in {} bytes", written.rests, written.bytes);
+
+        let hold = index.hold_growth();
+        while !index.wants_to_grow() {
+            put();
+        }
+        let written = write(store.inner(), 902).expect("writes");
+        assert_eq!(written.rests, 0, "what waits for it would wait longer");
+        drop(hold);
     }
 }

@@ -143,11 +143,12 @@ fn image_for(
     if !mutant!("image_without_grace") {
         inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
     }
-    let length = image::write(inner, number).map_err(|e| {
+    let written = image::write(inner, number).map_err(|e| {
         // What is there of it only takes space; the next start removes it at the latest.
         drop(inner.log.device.remove(FileId::Index(number)));
         failed("writing the index image", e)
     })?;
+    let length = written.bytes;
     Ok((ImageRef { number, fuzzy_start, length }, length))
 }
 

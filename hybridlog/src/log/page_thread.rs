@@ -214,7 +214,10 @@ impl PageThread {
         }
         let b = &self.log.boundaries;
         let flushed = self.log.geometry.page_start(b.flushed_until());
-        let held = self.window.holds().unwrap_or(u64::MAX);
+        let held = match self.window.holds() {
+            Some(page) if !mutant!("head_ignores_the_window") => page,
+            _ => u64::MAX,
+        };
         let unneeded = self.log.geometry.page_start(self.log.not_needed_below());
         let wanted = self.head_wanted().max(unneeded).min(flushed).min(held);
         if wanted > b.head() {
@@ -412,7 +415,8 @@ impl PageThread {
             Some(true) => g.segment_words * 8 - g.offset_in_segment(self.submitted_until),
             _ => 0,
         };
-        let needed = unflushed.saturating_sub(allocated) + self.space_reserve;
+        let reserve = if mutant!("space_without_reserve") { 0 } else { self.space_reserve };
+        let needed = unflushed.saturating_sub(allocated) + reserve;
         if free >= needed {
             log.health.short(None);
         } else {
@@ -447,3 +451,6 @@ fn shortage(error: &io::Error, place: &str) -> Option<String> {
 fn is_shortage(error: &io::Error) -> bool {
     shortage(error, "").is_some()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

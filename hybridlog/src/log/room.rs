@@ -6,7 +6,7 @@
 
 use super::tail::Tail;
 use crate::store::operation::{ReadyQueue, Token};
-use crate::sync::Locked;
+use crate::sync::{Locked, mutant};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -111,6 +111,9 @@ impl RoomQueue {
     /// rest of the page and one whole page hold any record.
     pub fn serve(&self, tail: &Tail, exhausted: bool) {
         let mut queue = self.lock();
+        if mutant!("room_to_the_smallest") {
+            queue.make_contiguous().sort_by_key(|waiter| waiter.words);
+        }
         while let Some(first) = queue.front() {
             let mut state = first.grant.lock();
             if *state == GrantState::Waiting {
@@ -169,5 +172,103 @@ impl RoomQueue {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
         self.queue.locked()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::device::fault::FaultDevice;
+    use crate::{Change, Config, Database, Operation, Stop, Store};
+
+    fn ready() -> Arc<ReadyQueue> {
+        Arc::new(ReadyQueue::new(Box::new(|| {})))
+    }
+
+    fn called(ready: &ReadyQueue) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        ready.drain(&mut tokens);
+        tokens
+    }
+
+    #[test]
+    fn who_came_first_is_served_first_however_much_it_needs() {
+        let (tail, queue, ready) = (Tail::new(64, 164, 64), RoomQueue::default(), ready());
+        assert!(tail.grant(50));
+        let large = queue.join(80, 1, &ready);
+        let small = queue.join(5, 2, &ready);
+        queue.serve(&tail, false);
+        assert_eq!(called(&ready), [], "there is room for the small one, and it is not its turn");
+        assert_eq!(queue.first_need(), Some(80));
+        tail.give_back(50);
+        queue.serve(&tail, false);
+        assert_eq!(called(&ready), [1, 2]);
+        assert_eq!((large.take(), small.take()), (80, 5));
+        assert!(!queue.is_waiting());
+    }
+
+    /// Room that comes back while others wait for more of it would feed newcomers for ever.
+    #[test]
+    fn a_newcomer_waits_behind_those_who_wait() {
+        let mut config = Config::new("simulated");
+        (config.page_size, config.segment_size) = (4096, 4096);
+        (config.mutable_size, config.readonly_size) = (4 * 4096, 4 * 4096);
+        let store = Store::open_on(config, FaultDevice::new()).expect("opens");
+        let log = &store.inner().log;
+        // With a ticket out, so much is granted to nobody.
+        assert!(log.tail.grant(1));
+        let first = log.room.join(1 << 40, 1, &ready());
+        let mut session = store.session(|| {});
+        let mut operation = Operation::new(7);
+        let mut upsert = || {
+            let put = Change::Put { value: b"value", expires_at_ms: None, encoding: 0 };
+            session.enter().update(&mut operation, Database(0), b"key", |_, _| (put, ()))
+        };
+        assert!(matches!(upsert(), Err(Stop::Pending)), "there is room, and it is not its turn");
+        assert_eq!(first.take(), 0);
+        log.tail.give_back(1);
+        while upsert().is_err() {
+            log.wake();
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_last_room_there_is_goes_to_the_first_alone() {
+        let (tail, queue, ready) = (Tail::new(64, 164, 64), RoomQueue::default(), ready());
+        assert!(tail.grant(10));
+        let first = queue.join(500, 1, &ready);
+        queue.serve(&tail, true);
+        assert_eq!(called(&ready), [], "a ticket is out that may come back");
+        tail.give_back(10);
+        queue.serve(&tail, false);
+        assert_eq!(called(&ready), [], "frames can still be freed");
+        queue.serve(&tail, true);
+        assert_eq!((called(&ready), first.take()), (vec![1], 100));
+    }
+
+    #[test]
+    fn a_full_disk_calls_back_all_but_the_privileged() {
+        let (tail, queue, ready) = (Tail::new(64, 164, 64), RoomQueue::default(), ready());
+        queue.join(10, 1, &ready);
+        let privileged = queue.join_privileged(20, &ready);
+        queue.dismiss(false);
+        assert_eq!(called(&ready), [1]);
+        queue.serve(&tail, false);
+        assert_eq!((called(&ready), privileged.take()), (vec![0], 20));
+        queue.join_privileged(20, &ready);
+        queue.dismiss(true);
+        assert_eq!(called(&ready), [0], "what is broken stays so");
+    }
+
+    #[test]
+    fn what_was_granted_and_not_taken_can_be_taken_back() {
+        let (tail, queue, ready) = (Tail::new(64, 164, 64), RoomQueue::default(), ready());
+        let granted = queue.join(100, 1, &ready);
+        queue.serve(&tail, false);
+        assert!(!tail.grant(1));
+        queue.revoke(&tail);
+        assert!(tail.grant(100));
+        assert_eq!(granted.take(), 0);
     }
 }
