@@ -26,6 +26,8 @@ mod seqlock;
 mod store;
 mod sync;
 mod tier;
+#[cfg(all(test, debug_assertions, not(loom)))]
+mod waits;
 
 pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;

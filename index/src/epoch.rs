@@ -108,7 +108,7 @@ impl Epoch {
     /// Waits until [`is_safe`](Self::is_safe): looks a few times, then sleeps; participants wake it
     /// as they leave. The calling thread must not be pinned.
     pub fn wait_until_safe(&self, epoch: u64) {
-        pins_of_thread::assert_none();
+        assert_unpinned();
         self.wait_until(|| self.is_safe(epoch));
     }
 
@@ -154,7 +154,7 @@ impl Epoch {
 
     /// Waits until nobody is inside who came through a gate.
     pub(crate) fn wait_until_gated_are_outside(&self) {
-        pins_of_thread::assert_none();
+        assert_unpinned();
         self.wait_until(|| self.all_slots(|word| word & GATED == 0));
     }
 
@@ -373,6 +373,15 @@ impl Relay {
     }
 }
 
+/// Asserts, in debug builds, that the calling thread is not pinned in any epoch: it is about to wait.
+/// Grace periods and closed gates wait for whoever is inside, so one who waits there can be waiting
+/// for himself. Every place that blocks calls it first.
+#[inline]
+#[track_caller]
+pub fn assert_unpinned() {
+    debug_assert_eq!(pins_of_thread::count(), 0, "a pinned thread waits");
+}
+
 /// Counts the pins of each thread in debug builds, to catch a wait inside a pin.
 mod pins_of_thread {
     #[cfg(all(debug_assertions, not(loom)))]
@@ -408,7 +417,7 @@ mod pins_of_thread {
         counted::change(-1);
     }
 
-    pub(super) fn assert_none() {
-        debug_assert_eq!(counted::count(), 0, "a pinned thread waits for pins to end");
+    pub(super) fn count() -> u32 {
+        counted::count()
     }
 }

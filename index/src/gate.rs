@@ -6,6 +6,7 @@
 //! the shut gate and goes back out, or the closer sees the slot and waits for it.
 
 use crate::Epoch;
+use crate::epoch::assert_unpinned;
 use crate::sync::{
     AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Relaxed, lock, mutant, ordering, spin_loop,
     wait,
@@ -70,6 +71,7 @@ impl Gate {
 
     #[cold]
     pub(crate) fn wait_until_open(&self) {
+        assert_unpinned();
         for _ in 0..SPINS {
             if self.is_open() {
                 return;

@@ -37,7 +37,7 @@ mod table;
 mod walk;
 
 pub use address::Address;
-pub use epoch::{Epoch, Participant, Pin};
+pub use epoch::{Epoch, Participant, Pin, assert_unpinned};
 pub use error::{Busy, ImageError, IndexError, IndexFull};
 pub use gate::{Closed, Gate};
 pub use grow::GrowthHold;

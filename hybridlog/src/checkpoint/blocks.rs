@@ -8,6 +8,7 @@ use crate::OpenError;
 use crate::config::{BLOCK_WORDS, Geometry};
 use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request};
 use crate::tier::raw::{CRCS_A_BLOCK, block_crc};
+use ferrite_index::assert_unpinned;
 use std::io;
 use std::sync::mpsc::{self, Receiver};
 
@@ -91,6 +92,7 @@ struct Reading {
 
 impl Reading {
     fn wait(self) -> io::Result<Buffer> {
+        assert_unpinned();
         let dropped = || Err(io::Error::other("the device dropped a read"));
         self.arriving.recv().unwrap_or_else(|_| dropped())
     }
@@ -155,6 +157,7 @@ impl Reader<'_> {
     fn read_side(&self, (segment, block): (u64, u64)) -> Result<Buffer, OpenError> {
         let (file, offset) = (FileId::Side(segment), block * ALIGNMENT as u64);
         let arriving = self.submit(file, offset, Buffer::zeroed(ALIGNMENT));
+        assert_unpinned();
         let read = arriving.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
         read.map_err(|e| unreadable(self.device, file, offset, &e))
     }

@@ -26,6 +26,7 @@ use crate::redo;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::sync::mutant;
+use ferrite_index::assert_unpinned;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ struct Cut {
 
 /// Takes a checkpoint and returns when it is durable.
 pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointError> {
+    // It waits for grace periods, the gate, flushes and syncs.
+    assert_unpinned();
     let mut state = inner.checkpointer.try_lock().map_err(|_| CheckpointError::InProgress)?;
     let since = Instant::now();
     let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);

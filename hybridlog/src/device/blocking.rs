@@ -1,6 +1,7 @@
 //! Waiting for a device, for the threads that may.
 
 use super::{ALIGNMENT, Buffer, Bytes, Device, Done, FileId, Request};
+use ferrite_index::assert_unpinned;
 use std::io;
 use std::sync::mpsc;
 
@@ -8,6 +9,7 @@ use std::sync::mpsc;
 const STEP: usize = 1 << 20;
 
 fn wait<T: Send + 'static>(submit: impl FnOnce(Done<T>)) -> io::Result<T> {
+    assert_unpinned();
     let (tx, rx) = mpsc::sync_channel(1);
     submit(Box::new(move |result| drop(tx.send(result))));
     rx.recv().unwrap_or_else(|_| Err(io::Error::other("the device dropped a request")))

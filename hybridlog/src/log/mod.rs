@@ -31,7 +31,7 @@ use crate::tier::raw::RawSegments;
 use ages::Ages;
 use boundaries::Boundaries;
 use earlier::EarlierPages;
-use ferrite_index::{Address, Epoch, Pin};
+use ferrite_index::{Address, Epoch, Pin, assert_unpinned};
 use frames::Frames;
 use health::Health;
 use room::RoomQueue;
@@ -246,6 +246,7 @@ impl Log {
     /// Gives up the log below `begin`, which no kept checkpoint needs, as far as it has left memory:
     /// that takes a moment, which this waits for, or until a page is flushed.
     pub fn truncate(&self, begin: u64) {
+        assert_unpinned();
         self.not_needed_below.fetch_max(begin, Ordering::Relaxed);
         let whole = self.geometry.page_start(begin.min(self.boundaries.flushed_until()));
         let patience = Instant::now() + LEAVING;
@@ -268,6 +269,7 @@ impl Log {
     }
 
     fn wait_for_wake(&self, at_most: Duration) {
+        assert_unpinned();
         let asked = self.wake.asked.locked();
         let (mut asked, _) = self
             .wake

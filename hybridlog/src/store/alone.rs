@@ -375,6 +375,7 @@ fn failed_half_way(blocked: &Blocked) {
 /// nothing once the log is broken. It is for checkpoints and commands that run alone, which may
 /// use the disk's reserve: a full disk does not dismiss them, but they may give up.
 pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64, mut give_up: impl FnMut() -> bool) -> u64 {
+    ferrite_index::assert_unpinned();
     let thread = std::thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
     let grant = log.room.join_privileged(words, &ready);

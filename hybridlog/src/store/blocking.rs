@@ -6,6 +6,7 @@ use super::session::{Inside, Session};
 use super::tables::Database;
 use super::value::{Change, Value};
 use crate::OperationError;
+use ferrite_index::assert_unpinned;
 use std::time::Duration;
 
 /// A [`Session`] whose operations wait for the device and for room by themselves.
@@ -43,6 +44,7 @@ impl BlockingSession {
     }
 
     fn wait(&mut self) {
+        assert_unpinned();
         let mut tokens = Vec::new();
         loop {
             self.session.ready(&mut tokens);

@@ -11,6 +11,7 @@ use super::{Change, Inner, Session, Stop, Value};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::sync::Locked;
+use ferrite_index::assert_unpinned;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -52,6 +53,7 @@ impl ExpiryControl {
     }
     /// Sleeps; true when it is time to stop.
     fn sleep(&self, time: Duration) -> bool {
+        assert_unpinned();
         let stopped = self.stopped.locked();
         let (stopped, _) = self
             .changed
@@ -242,6 +244,7 @@ impl ExpiryCycle {
     }
 
     fn wait(&mut self) {
+        assert_unpinned();
         let mut tokens = Vec::new();
         while tokens.is_empty() {
             std::thread::park_timeout(Duration::from_millis(10));

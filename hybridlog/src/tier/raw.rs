@@ -10,7 +10,7 @@ use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request, blocking};
 use crate::record::RecordRef;
 use crate::sync::AtomicU64;
 use crate::tier::block_cache::BlockCache;
-use ferrite_index::Address;
+use ferrite_index::{Address, assert_unpinned};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -176,6 +176,7 @@ impl RawSegments {
 
     /// The same, waiting for it. Never call it while pinned.
     pub fn read_blocking(&self, first: u64, end: u64) -> Result<Buffer, ReadFailure> {
+        assert_unpinned();
         let (tx, rx) = mpsc::sync_channel(1);
         self.read(first, end, Box::new(move |result| drop(tx.send(result))));
         rx.recv().unwrap_or_else(|_| Err("the device dropped a read".into()))
@@ -237,6 +238,7 @@ impl RawSegments {
 
     /// Fetches one record, waiting for it. Never call it while pinned.
     pub fn fetch_blocking(&self, address: Address) -> Result<Fetched, ReadFailure> {
+        assert_unpinned();
         let (tx, rx) = mpsc::sync_channel(1);
         self.fetch(address, Box::new(move |result| drop(tx.send(result))));
         rx.recv().unwrap_or_else(|_| Err("the device dropped a read".into()))
