@@ -1,8 +1,11 @@
 //! How a store is laid out, parsed into numbers that cannot be nonsense.
 
 use crate::OpenError;
+use crate::Progress;
 use crate::device::ALIGNMENT;
+use crate::record::HEADER_LIMIT;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// [`Config::verify_at_start`] unless it is set: about a second of reading from a solid-state disk,
 /// ten from a spinning one. A store that fits is whole when it starts; a larger one does not start
@@ -45,6 +48,8 @@ pub struct Config {
     /// The ring through which writes reach the reader of the redo log ([`crate::Store::redo`]), in
     /// bytes: a power of two from 4 KiB to 1 GiB, or 0 for a store without one.
     pub redo_ring_size: u64,
+    /// Where [`crate::Store::open`] tells how far it has come.
+    pub progress: Arc<Progress>,
 }
 
 /// How the device does its I/O.
@@ -77,7 +82,14 @@ impl Config {
             file_stem: "ferrite".into(),
             rebuild_index: false,
             redo_ring_size: 0,
+            progress: Arc::default(),
         }
+    }
+
+    /// The longest value that fits beside a key of `key_length` bytes.
+    pub fn value_limit(&self, key_length: usize) -> usize {
+        let page = self.page_size as usize;
+        page.saturating_sub(HEADER_LIMIT + key_length.next_multiple_of(8))
     }
 
     /// The numbers the log works with.

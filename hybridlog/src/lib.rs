@@ -19,6 +19,7 @@ mod config;
 pub mod device;
 mod error;
 mod log;
+mod progress;
 mod record;
 mod redo;
 pub mod segment_store;
@@ -33,6 +34,7 @@ pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;
 pub use config::{Config, IoChoice};
 pub use error::{CheckpointError, OpenError, OperationError};
+pub use progress::Progress;
 pub use redo::{RedoEffect, RedoEntry, RedoReader};
 pub use store::{
     Alone, BlockingSession, Change, Database, Foreseen, Inside, Many, Operation, Session, Sizes,

@@ -6,7 +6,7 @@
 //! no command writes until one succeeds ([`admit`](crate::commands::admit)).
 
 use crate::context::unix_ms;
-use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Recovery, Stats, Store};
+use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Stats, Store};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,16 +53,11 @@ struct Written {
     keys: u64,
 }
 
-impl Checkpoints {
-    /// For a store that has just been opened and recovered `recovery`.
-    pub fn new(store: &Store, databases: u16, recovery: &Recovery) -> Self {
-        let last_save_ms = match recovery.checkpoint {
-            Some(_) => recovery.taken_at_ms,
-            None => unix_ms(),
-        };
-        let unseen_changes = AtomicU64::new(0);
+impl Default for Checkpoints {
+    /// For a store that is not yet open.
+    fn default() -> Self {
         let state = State {
-            last_save_ms,
+            last_save_ms: unix_ms(),
             last_duration: None,
             last_bytes: 0,
             last_error: None,
@@ -70,12 +65,35 @@ impl Checkpoints {
             failed: 0,
             began: None,
             ended: None,
-            written_at_last: written(store, &store.stats(), databases, 0),
+            written_at_last: Written::default(),
         };
-        let (failing, scheduled) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { unseen_changes, failing, scheduled, state: Mutex::new(state) }
+        Self {
+            unseen_changes: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+            scheduled: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
     }
+}
 
+impl Checkpoints {
+    /// For `store`, which has just been opened.
+    #[cfg(test)]
+    fn of(store: &Store, databases: u16) -> Self {
+        let all = Self::default();
+        all.open(store, databases);
+        all
+    }
+    /// The store is open: `store` with what it recovered.
+    pub fn open(&self, store: &Store, databases: u16) {
+        let (recovery, written) =
+            (store.recovery(), self.written(store, &store.stats(), databases));
+        let mut state = self.lock();
+        if recovery.checkpoint.is_some() {
+            state.last_save_ms = recovery.taken_at_ms;
+        }
+        state.written_at_last = written;
+    }
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut state = self.lock();
@@ -194,7 +212,7 @@ mod tests {
     fn one_at_a_time_and_an_unused_claim_leaves_no_trace() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(Config::new(directory.path())).expect("opened");
-        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
+        let all = Arc::new(Checkpoints::of(&store, 16));
         let claim = all.claim().expect("free");
         assert!(all.in_progress() && all.claim().is_none());
         drop(claim);
@@ -209,7 +227,7 @@ mod tests {
     fn a_flush_counts_as_a_change() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(Config::new(directory.path())).expect("opened");
-        let all = Arc::new(Checkpoints::new(&store, 16, &store.recovery()));
+        let all = Arc::new(Checkpoints::of(&store, 16));
         assert_eq!(all.changes_since_last(&store, &store.stats(), 16), 0);
         all.note_change();
         assert_eq!(all.changes_since_last(&store, &store.stats(), 16), 1);

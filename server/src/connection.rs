@@ -314,7 +314,7 @@ impl Connection {
     /// replies when they were last offered; then commands run up to the limit of unsent bytes.
     pub fn run(
         &mut self,
-        session: &mut Session,
+        session: Option<&mut Session>,
         host: &mut Host,
         spare: &mut Spare,
         blocked: bool,
@@ -331,21 +331,35 @@ impl Connection {
         self.next
     }
 
-    fn run_round(&mut self, session: &mut Session, host: &mut Host, blocked: bool) -> Next {
+    fn run_round(
+        &mut self,
+        mut session: Option<&mut Session>,
+        host: &mut Host,
+        blocked: bool,
+    ) -> Next {
         let limits = Round::new(host, blocked);
         let mut left = ROUND;
         while let Some(entry) = self.load(host, &limits) {
+            if session.is_none() && !host.context.is_loading() {
+                // The store was opened in this very round: the next one has a session.
+                return Next::Again;
+            }
             match entry.spec.run {
                 Run::Inside(_) => {}
-                Run::Transaction => match self.run_transaction(entry, session, host, &limits) {
-                    true => continue,
-                    false => return Next::Wait,
-                },
+                Run::Transaction => {
+                    let session = session.as_deref_mut();
+                    match self.run_transaction(entry, session, host, &limits) {
+                        true => continue,
+                        false => return Next::Wait,
+                    }
+                }
                 Run::Outside(_) | Run::Container => {
-                    self.run_outside(entry, session, host);
+                    self.run_outside(entry, session.as_deref_mut(), host);
                     continue;
                 }
             }
+            let session =
+                session.as_deref_mut().expect("nothing that runs inside is admitted before");
             match self.run_batch(entry, session, host, &limits, &mut left) {
                 BatchEnd::Pending => return Next::Wait,
                 BatchEnd::Again => return Next::Again,
@@ -644,11 +658,17 @@ impl Connection {
         self.apply_reply_mode(begun);
         self.consume();
     }
-    fn run_outside(&mut self, entry: &'static Entry, session: &mut Session, host: &mut Host) {
+    fn run_outside(
+        &mut self,
+        entry: &'static Entry,
+        session: Option<&mut Session>,
+        host: &mut Host,
+    ) {
         let Run::Outside(run) = entry.spec.run else {
             unreachable!("a batch runs what runs inside, and resolve gives no containers")
         };
-        let alone = commands::writes(entry, &self.client).then(|| session.alone());
+        let writes = commands::writes(entry, &self.client);
+        let alone = session.filter(|_| writes).map(Session::alone);
         if self.is_held(entry, host) {
             return;
         }
@@ -797,7 +817,7 @@ impl Round {
             halted: host.context.lifecycle.is_halted(),
             bounds: Bounds {
                 bulk_max: limits.bulk_max.get(),
-                value_max: host.context.store.value_limit(0) as u64,
+                value_max: host.context.value_limit() as u64,
                 stores_values: |name| {
                     let entry = table().find(name);
                     entry.is_some_and(|entry| entry.spec.flags.has(Flags::DENY_OOM))

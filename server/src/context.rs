@@ -11,15 +11,18 @@ use crate::pause::Pause;
 use crate::rates::Rates;
 use crate::totals::Baseline;
 use crate::worker::Mailbox;
-use ferrite_hybridlog::Store;
+use ferrite_hybridlog::{Progress, Stats, Store};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// One server: its store, its clients, its counters. Shared by all of its threads.
 pub struct Context {
-    /// The data.
-    pub store: Store,
+    /// The data, once it is recovered.
+    pub store: LateStore,
+    /// How far its recovery has come.
+    pub progress: Arc<Progress>,
     /// How many logical databases there are.
     pub databases: u16,
     /// Who is connected.
@@ -55,10 +58,15 @@ pub struct Context {
 impl Context {
     /// A server of `workers` workers around `store`, with the settings' defaults.
     pub fn new(store: Store, databases: u16, workers: usize) -> Self {
-        let recovery = store.recovery();
+        let context = Self::empty(databases, workers);
+        context.open(store);
+        context
+    }
+    fn empty(databases: u16, workers: usize) -> Self {
         Self {
-            checkpoints: Arc::new(Checkpoints::new(&store, databases, &recovery)),
-            store,
+            checkpoints: Arc::default(),
+            store: LateStore::default(),
+            progress: Arc::default(),
             databases,
             clients: Clients::default(),
             limits: Limits::default(),
@@ -75,14 +83,63 @@ impl Context {
             baseline: Baseline::default(),
         }
     }
-    /// A server around `store` as `config` says; `store` was opened with it.
-    pub fn with_config(store: Store, config: Live, data_dir: PathBuf) -> Self {
+    /// A server as `config` says, whose store is not yet open: until [`Context::open`] its clients
+    /// are answered `LOADING`.
+    pub fn with_config(config: Live, data_dir: PathBuf) -> Self {
         let now: Arc<Config> = config.config();
         let (databases, workers) = (now.store.databases, now.server.workers);
-        let context =
-            Self { config, facts: Facts::new(data_dir), ..Self::new(store, databases, workers) };
+        let progress = Arc::clone(&now.store.progress);
+        let facts = Facts::new(data_dir);
+        let context = Self { config, facts, progress, ..Self::empty(databases, workers) };
         apply_limits(&now, &context.limits);
         context
+    }
+    /// The store is open and recovered: from now on all commands run.
+    pub fn open(&self, store: Store) {
+        self.checkpoints.open(&store, self.databases);
+        // A pause that begins now finds the store open, or is found here.
+        let _turn = self.pause.turn();
+        if let Some(until_ms) = self.pause.until_ms() {
+            store.hold_expiry(until_ms);
+        }
+        self.store.0.set(store).ok().expect("a server opens one store");
+    }
+    /// Whether the store is not yet open.
+    #[inline]
+    pub fn is_loading(&self) -> bool {
+        self.store.get().is_none()
+    }
+    /// The store's numbers, all zero while it is not open.
+    pub fn stats(&self) -> Stats {
+        self.store.get().map(Store::stats).unwrap_or_default()
+    }
+    /// The longest value that fits beside a key of no bytes.
+    pub fn value_limit(&self) -> usize {
+        match self.store.get() {
+            Some(store) => store.value_limit(0),
+            None => self.config.config().store.value_limit(0),
+        }
+    }
+}
+
+/// A store that is opened while the server runs. What runs only when it is open (every command
+/// without the flag LOADING, checkpoints, the end) takes it for granted; the others ask
+/// [`LateStore::get`].
+#[derive(Default)]
+pub struct LateStore(OnceLock<Store>);
+
+impl LateStore {
+    /// The store, if it is open.
+    #[inline]
+    pub fn get(&self) -> Option<&Store> {
+        self.0.get()
+    }
+}
+
+impl Deref for LateStore {
+    type Target = Store;
+    fn deref(&self) -> &Store {
+        self.get().expect("commands that need the store are refused until it is open")
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::checkpoints::Claim;
 use crate::context::{Context, unix_ms};
 use crate::http;
+use crate::loading::Loading;
 use crate::metrics::Status;
 use crate::pause;
 use std::io;
@@ -92,7 +93,7 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ready_since = None;
     loop {
-        let Some(context) = status.context() else {
+        let Some(context) = status.context().or(status.loading()) else {
             every.tick().await;
             continue;
         };
@@ -102,6 +103,12 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
             () = end_of_pause(context) => true,
         };
         pause::end_if_over(context);
+        if status.context().is_none() {
+            if !rung {
+                tell_loading(context);
+            }
+            continue;
+        }
         let ready = *ready_since.get_or_insert_with(Instant::now);
         if !rung {
             context.rates.sample(context);
@@ -112,6 +119,19 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
             // An error would mean that the thread has ended, which a panic alone could do.
             let _ = due.send((claim, Arc::clone(context)));
         }
+    }
+}
+
+/// Once a second while the data is being recovered.
+fn tell_loading(context: &Context) {
+    let progress = Loading::of(context);
+    if progress.total_bytes > 0 && context.is_loading() {
+        tracing::info!(
+            "recovering: {:.0} % of {} MiB read, {} seconds left",
+            progress.percent(),
+            progress.total_bytes >> 20,
+            progress.eta_s()
+        );
     }
 }
 

@@ -124,6 +124,8 @@ pub fn wrong_subcommand(name: &[u8], container: &str) -> ErrorReply {
     ErrorReply::owned(text.concat())
 }
 
+/// The store is not yet open.
+pub const LOADING: ErrorReply = ErrorReply::new("LOADING Redis is loading the dataset in memory");
 /// A command that cannot be queued.
 pub const NOT_IN_A_TRANSACTION: ErrorReply =
     ErrorReply::new("ERR Command not allowed inside a transaction");

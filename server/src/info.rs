@@ -5,10 +5,11 @@
 use crate::commands::table;
 use crate::context::{Context, unix_ms};
 use crate::latency::{self, PERCENTILES};
+use crate::loading::Loading;
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::Totals;
-use ferrite_hybridlog::{Database, Stats};
+use ferrite_hybridlog::{Database, Stats, Store};
 use std::fmt::{self, Display, Write as _};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -71,7 +72,7 @@ pub fn render<'w>(context: &Context, words: impl IntoIterator<Item = &'w [u8]>) 
     if !any {
         SECTIONS.iter().zip(&mut wanted).for_each(|(section, wanted)| *wanted = section.default);
     }
-    let stats = context.store.stats();
+    let stats = context.stats();
     let view = View { context, totals: Totals::since_reset(context, &stats), stats };
     let mut fields = Fields(String::with_capacity(4096));
     for (section, _) in SECTIONS.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
@@ -211,14 +212,26 @@ fn memory(view: &View<'_>, to: &mut Fields) {
 fn persistence(view: &View<'_>, to: &mut Fields) {
     let context = view.context;
     let checkpoints = context.checkpoints.state();
-    let recovery = context.store.recovery();
+    let recovery = context.store.get().map(Store::recovery).unwrap_or_default();
     let in_progress = u8::from(context.checkpoints.in_progress());
-    let (store, databases) = (&context.store, context.databases);
-    let changes = context.checkpoints.changes_since_last(store, &view.stats, databases);
+    let (checkpoints_of, databases) = (&context.checkpoints, context.databases);
+    let changes = context
+        .store
+        .get()
+        .map_or(0, |store| checkpoints_of.changes_since_last(store, &view.stats, databases));
     let last_save_s = checkpoints.last_save_ms / 1000;
     let last_duration_s = seconds_or_none(checkpoints.last_duration);
-    to.field("loading", 0);
+    to.field("loading", u8::from(context.is_loading()));
     to.field("async_loading", 0);
+    if context.is_loading() {
+        let progress = Loading::of(context);
+        let start_s = unix_ms() / 1000 - progress.elapsed.as_secs();
+        to.field("loading_start_time", start_s);
+        to.field("loading_total_bytes", progress.total_bytes);
+        to.field("loading_loaded_bytes", progress.loaded_bytes);
+        to.field("loading_loaded_perc", format_args!("{:.2}", progress.percent()));
+        to.field("loading_eta_seconds", progress.eta_s());
+    }
     to.field("rdb_changes_since_last_save", changes);
     to.field("rdb_bgsave_in_progress", in_progress);
     to.field("rdb_last_save_time", last_save_s);
@@ -281,7 +294,7 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     to.field("log_flushed_until", stats.log_flushed_until);
     to.field("log_read_only", stats.log_read_only);
     to.field("log_tail", stats.log_tail);
-    to.field("disk_bytes", view.context.rates.sizes(&view.context.store).disk_bytes);
+    to.field("disk_bytes", view.context.rates.sizes(view.context).disk_bytes);
     to.field("device_reads", stats.device_reads);
     to.field("device_read_bytes", stats.device_read_bytes);
     to.field("device_write_bytes", stats.device_write_bytes);
@@ -380,9 +393,10 @@ fn cluster(_: &View<'_>, to: &mut Fields) {
 
 fn keyspace(view: &View<'_>, to: &mut Fields) {
     let context = view.context;
+    let Some(store) = context.store.get() else { return };
     for db in 0..context.databases {
         let number = Database(u8::try_from(db).expect("at most 256 databases"));
-        let (keys, expires) = context.store.key_count(number);
+        let (keys, expires) = store.key_count(number);
         if keys > 0 {
             to.line(format_args!("db{db}:keys={keys},expires={expires}"));
         }

@@ -28,6 +28,7 @@ pub(crate) mod lcs;
 pub mod lifecycle;
 pub(crate) mod limits;
 pub mod listener;
+pub(crate) mod loading;
 pub mod logging;
 pub(crate) mod memory;
 pub mod metrics;

@@ -120,6 +120,13 @@ impl Lifecycle {
     }
 }
 
+/// Ends the process while the store is not yet open: nothing was written, and a start does no harm
+/// wherever it ends.
+pub fn exit_while_loading(asked_by: &str) -> ! {
+    tracing::info!("{asked_by} while the data is being recovered: exiting now");
+    std::process::exit(0);
+}
+
 /// Lets a panic of any thread end the process, once it is reported: clients would wait for ever, and
 /// what the thread was changing is not known. Recovery starts from what is on disk. A hook and no
 /// guard in the threads, since tasks run in runtimes that catch what they panic with.

@@ -59,16 +59,19 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     start::tell_metrics(&metrics);
     let control = Control::start(metrics, Arc::clone(&status)).map_err(StartError::Thread)?;
     let directory = start::data_directory(&config.store.directory)?;
-    let store = start::open_store(&config, &directory, rebuild_index)?;
 
     live.on_change(follow(level));
     live.on_change(start::refuse_too_many_clients);
-    let context = Arc::new(Context::with_config(store.clone(), live, directory));
-    start::tell_store(&context);
+    let context = Arc::new(Context::with_config(live, directory.clone()));
+    status.recovering(Arc::clone(&context));
     server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;
+    // Clients are answered LOADING until the data is there.
     let server = Server::start(Arc::clone(&context), listeners).map_err(StartError::Thread)?;
     start::tell_listening(&context);
-    status.ready(context);
+    let store = start::open_store(&config, &directory, rebuild_index)?;
+    context.open(store.clone());
+    start::tell_store(&context);
+    status.ready();
     tracing::info!("ready");
     notify(NotifyState::Ready);
 

@@ -68,7 +68,7 @@ impl Usage {
                 mutable: settings.mutable_size,
                 readonly: settings.readonly_size,
                 block_cache: settings.block_cache_size,
-                index: context.rates.sizes(&context.store).index_bytes,
+                index: context.rates.sizes(context).index_bytes,
                 query_buffers: sum(|w| w.query_buffer_bytes.get()),
                 output_buffers: sum(|w| w.output_buffer_bytes.get()),
             },

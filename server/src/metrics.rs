@@ -8,6 +8,7 @@ use crate::commands::table;
 use crate::context::Context;
 use crate::info::VERSION;
 use crate::latency::{self, PERCENTILES};
+use crate::loading::Loading;
 use crate::memory::{FIXED_BYTES, Usage};
 use crate::process;
 use crate::totals::{CommandTotals, Totals};
@@ -19,11 +20,18 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::fmt;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 use std::sync::{Arc, OnceLock};
 
-/// What the HTTP server knows: nothing but that it lives, until the store is open.
+/// What the HTTP server knows of the server: little, until the data is recovered.
 #[derive(Default)]
-pub struct Status(OnceLock<Arc<Context>>);
+pub struct Status {
+    context: OnceLock<Arc<Context>>,
+    ready: AtomicBool,
+}
 
 /// An answer of /health.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +43,23 @@ pub struct Health {
 }
 
 impl Status {
-    /// The store is open and the server answers.
-    pub fn ready(&self, context: Arc<Context>) {
+    /// The data of this server is being recovered.
+    pub fn recovering(&self, context: Arc<Context>) {
         // A second call would name the same server: the first stays.
-        let _ = self.0.set(context);
+        let _ = self.context.set(context);
+    }
+    /// Its data is recovered.
+    pub fn ready(&self) {
+        // Release pairs with the acquire in `context`: who sees it sees the open store.
+        self.ready.store(true, Release);
     }
     /// The server, once it is ready.
     pub fn context(&self) -> Option<&Arc<Context>> {
-        self.0.get()
+        self.context.get().filter(|_| self.ready.load(Acquire))
+    }
+    /// The server while its data is being recovered.
+    pub fn loading(&self) -> Option<&Arc<Context>> {
+        self.context.get().filter(|context| context.is_loading())
     }
     /// What /health answers.
     pub fn health(&self) -> Health {
@@ -50,8 +67,10 @@ impl Status {
             healthy: false,
             json: serde_json::json!({ "status": status, "reason": reason }).to_string(),
         };
-        let Some(context) = self.0.get() else {
-            return unhealthy("recovering", "the data is being recovered");
+        let Some(context) = self.context() else {
+            let percent = self.loading().map_or(0.0, |context| Loading::of(context).percent());
+            let reason = format!("the data is being recovered: {percent:.0} % of it is read");
+            return unhealthy("recovering", &reason);
         };
         let refused = || crate::commands::writes_refused(context);
         match context.store.stats().not_writable.or_else(refused) {
@@ -64,7 +83,7 @@ impl Status {
     /// What /metrics answers, in the OpenMetrics text format.
     pub fn metrics(&self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Scrape(self.0.get().cloned())));
+        registry.register_collector(Box::new(Scrape(self.context().cloned())));
         let mut page = String::with_capacity(8192);
         text::encode(&mut page, &registry)?;
         Ok(page)
@@ -251,7 +270,7 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
     let refused =
         stats.not_writable.is_some() || crate::commands::writes_refused(context).is_some();
     page.gauge("ferrite_writable", "1 while clients can write", u64::from(!refused))?;
-    let disk = context.rates.sizes(&context.store).disk_bytes;
+    let disk = context.rates.sizes(context).disk_bytes;
     page.gauge("ferrite_disk_bytes", "Bytes of the store's files", disk)?;
     page.counter("ferrite_device_reads", "Records read from the device", stats.device_reads)?;
     page.counter("ferrite_device_read_bytes", "Bytes read from it", stats.device_read_bytes)?;
@@ -307,11 +326,13 @@ mod tests {
         let status = Status::default();
         assert!(!status.health().healthy);
         assert!(status.health().json.contains("\"status\":\"recovering\""));
-        status.ready(Arc::clone(&Bench::new().context));
+        status.recovering(Arc::clone(&Bench::new().context));
+        status.ready();
         assert_eq!(status.health(), Health { healthy: true, json: r#"{"status":"ok"}"#.into() });
         let mut bench = Bench::new();
         let status = Status::default();
-        status.ready(Arc::clone(&bench.context));
+        status.recovering(Arc::clone(&bench.context));
+        status.ready();
         std::fs::remove_dir_all(bench.directory()).expect("it is there");
         assert!(bench.text("save").starts_with("-ERR "));
         let health = status.health();
@@ -331,7 +352,8 @@ mod tests {
         let status = Status::default();
         let before = status.metrics().expect("a page");
         assert!(before.contains("ferrite_ready 0\n"), "{before}");
-        status.ready(Arc::clone(&bench.context));
+        status.recovering(Arc::clone(&bench.context));
+        status.ready();
         let page = status.metrics().expect("a page");
         for line in [
             "ferrite_ready 1\n",

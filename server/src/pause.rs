@@ -50,7 +50,8 @@ impl Pause {
     fn is_over(&self) -> bool {
         unix_ms() >= self.until_ms.load(Relaxed)
     }
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    /// The right to change it.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().expect("nothing panics while it changes")
     }
     fn raise(&self, kind: Paused, until_ms: u64) -> u64 {
@@ -72,12 +73,14 @@ pub fn begin(call: &OutsideCall<'_>, kind: Paused, until_ms: u64) {
     let raise = || {
         let _turn = context.pause.turn();
         let until_ms = context.pause.raise(kind, until_ms);
-        context.store.hold_expiry(until_ms);
+        if let Some(store) = context.store.get() {
+            store.hold_expiry(until_ms);
+        }
     };
-    match call.alone {
-        // In a transaction, which is a safepoint.
-        Some(_) => raise(),
-        None => context.store.at_safepoint(raise),
+    match (call.alone, context.store.get()) {
+        (None, Some(store)) => store.at_safepoint(raise),
+        // In a transaction, which is a safepoint, or while nothing can write.
+        _ => raise(),
     }
     context.bell.notify_one();
 }
@@ -87,7 +90,9 @@ pub fn end(context: &Context) {
     {
         let _turn = context.pause.turn();
         context.pause.kind.store(0, Relaxed);
-        context.store.hold_expiry(0);
+        if let Some(store) = context.store.get() {
+            store.hold_expiry(0);
+        }
     }
     for mailbox in context.mailboxes.get().into_iter().flatten() {
         mailbox.send(Message::WakeAll);

@@ -4,7 +4,7 @@
 use crate::context::Context;
 use crate::memory::Usage;
 use crate::totals::Totals;
-use ferrite_hybridlog::{Sizes, Store};
+use ferrite_hybridlog::Sizes;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -64,7 +64,8 @@ impl Rates {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).rate
     }
     /// The store's sizes at the last sample, or now if there is none yet.
-    pub fn sizes(&self, store: &Store) -> Sizes {
+    pub fn sizes(&self, context: &Context) -> Sizes {
+        let Some(store) = context.store.get() else { return Sizes::default() };
         *self.lock_sizes().get_or_insert_with(|| store.sizes())
     }
     fn lock_sizes(&self) -> MutexGuard<'_, Option<Sizes>> {

@@ -6,7 +6,7 @@
 //! ```
 
 use crate::context::Context;
-use crate::lifecycle::{Ending, Save};
+use crate::lifecycle::{self, Ending, Save};
 use crate::listener::{Acceptor, Listeners};
 use crate::transport::{self, WorkerThread};
 use crate::worker::Message;
@@ -160,6 +160,9 @@ pub fn end_on_signals(context: Arc<Context>) -> io::Result<()> {
                     _ = term.recv() => "SIGTERM",
                     _ = int.recv() => "SIGINT",
                 };
+                if context.is_loading() {
+                    lifecycle::exit_while_loading(name);
+                }
                 let unsaved = asked && context.checkpoints.state().last_error.is_some();
                 if context.lifecycle.is_ending() || unsaved {
                     tracing::error!("a second signal ({name}): exiting at once, without saving");

@@ -111,7 +111,7 @@ impl Totals {
 
     /// CONFIG RESETSTAT: later totals count from here.
     pub fn reset(context: &Context) {
-        let now = Self::since_start(context, &context.store.stats());
+        let now = Self::since_start(context, &context.stats());
         *context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
         context.errors.reset();
         let commands = context.workers.iter().flat_map(|worker| &worker.by_command);

@@ -110,10 +110,11 @@ pub fn runs_at_once(entry: &Entry) -> bool {
 
 /// Runs the commands of a transaction and writes the reply of EXEC to `output`. The transaction is
 /// what `alone` was made for: it begins before this and ends when the caller drops `alone`, and
-/// nothing else is done in between.
+/// nothing else is done in between. There is none while the store is not open: then no command needs
+/// it.
 pub fn execute(
     transaction: &Transaction,
-    alone: &mut Alone<'_>,
+    mut alone: Option<&mut Alone<'_>>,
     op: &mut Operation,
     client: &mut Client,
     output: &mut Vec<u8>,
@@ -125,10 +126,11 @@ pub fn execute(
     let mut rest = &transaction.commands[..];
     while let Some(first) = rest.first() {
         if let Run::Outside(run) = first.entry.spec.run {
-            run_outside(first, run, alone, client, output, host);
+            run_outside(first, run, alone.as_deref(), client, output, host);
             rest = &rest[1..];
             continue;
         }
+        let alone = alone.as_deref_mut().expect("what needs the store is queued once it is open");
         let mut inside = alone.enter();
         for _ in 0..BATCH {
             let Some(command) = rest.first() else { break };
@@ -183,7 +185,7 @@ fn run_inside(
 fn run_outside(
     command: &Command,
     run: fn(&mut OutsideCall<'_>) -> crate::error::Outcome,
-    alone: &Alone<'_>,
+    alone: Option<&Alone<'_>>,
     client: &mut Client,
     output: &mut Vec<u8>,
     host: &mut Host,
@@ -194,7 +196,7 @@ fn run_outside(
         reply: Reply::new(output, client.protocol),
         client: &mut *client,
         context: &host.context,
-        alone: Some(alone),
+        alone,
         job: None,
     };
     let mut outcome = run(&mut call);

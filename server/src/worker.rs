@@ -30,7 +30,8 @@ pub struct Host {
 /// A thread's connections and its session.
 pub struct Worker {
     host: Host,
-    session: Session,
+    /// None until the store is open.
+    session: Option<Session>,
     spare: Spare,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
@@ -119,12 +120,10 @@ impl Mailbox {
 impl Worker {
     /// Worker `number` of the server.
     pub fn new(context: Arc<Context>, number: usize, mailbox: Arc<Mailbox>) -> Self {
-        let bell = mailbox.clone();
-        let session = context.store.session(move || bell.ring());
         let host = Host { context, number, ledger: Ledger::default(), last_command: 0, mailbox };
         Self {
             host,
-            session,
+            session: None,
             spare: Spare::default(),
             connections: Vec::new(),
             free: Vec::new(),
@@ -179,8 +178,15 @@ impl Worker {
     /// Lets a connection run what it can. `blocked`: its socket takes no more replies now.
     pub fn advance(&mut self, slot: u32, blocked: bool) -> Next {
         let Self { host, session, spare, connections, .. } = self;
+        if session.is_none()
+            && let Some(store) = host.context.store.get()
+        {
+            let bell = host.mailbox.clone();
+            *session = Some(store.session(move || bell.ring()));
+        }
         let connection = connections[slot as usize].as_mut();
-        connection.expect("the transport closes a slot once").run(session, host, spare, blocked)
+        let connection = connection.expect("the transport closes a slot once");
+        connection.run(session.as_mut(), host, spare, blocked)
     }
     /// Whether the connection is to be closed whatever it does.
     pub fn is_killed(&mut self, slot: u32) -> bool {
@@ -233,7 +239,9 @@ impl Worker {
     /// Takes up what the store and other threads have to say, and calls `wake` for each slot whose
     /// connection can go on.
     pub fn receive(&mut self, mut wake: impl FnMut(u32)) -> Received {
-        self.session.ready(&mut self.ready);
+        if let Some(session) = &mut self.session {
+            session.ready(&mut self.ready);
+        }
         for token in self.ready.drain(..) {
             let connection = self.connections.get_mut(slot_of(token) as usize);
             if let Some(Some(connection)) = connection

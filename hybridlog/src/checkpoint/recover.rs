@@ -16,6 +16,7 @@ use super::blocks::{newest_first, pieces, read_verified};
 use super::image;
 use super::manifest::{Checkpoint, Manifest};
 use crate::OpenError;
+use crate::Progress;
 use crate::config::{BLOCK_WORDS, Config, Geometry};
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
@@ -177,18 +178,21 @@ pub(crate) fn recover(
     if let Some(checkpoint) = manifest.newest() {
         check_segments(&**device, &geometry, checkpoint)?;
         report.log_bytes = bytes_from(checkpoint, checkpoint.begin);
-        let from = if config.rebuild_index {
+        let image = Some(checkpoint.image).filter(|i| i.number > 0 && !config.rebuild_index);
+        let from = image.map_or(checkpoint.begin, |image| image.fuzzy_start);
+        report.verified_bytes = bytes_from(checkpoint, from);
+        let verified = config.verify_at_start.max(report.verified_bytes).min(report.log_bytes);
+        let image_bytes = image.map_or(0, |image| image.length);
+        config.progress.expect(image_bytes + verified);
+        if config.rebuild_index {
             tracing::info!("rebuilding the index from {} bytes of the log", report.log_bytes);
             report.index_rebuilt = true;
-            checkpoint.begin
-        } else if checkpoint.image.number == 0 {
-            checkpoint.begin
-        } else {
+        }
+        if image.is_some() {
             rebuilding.load_image(checkpoint)?;
-            checkpoint.image.fuzzy_start
-        };
-        rebuilding.scan(checkpoint, from)?;
-        report.verified_bytes = bytes_from(checkpoint, from);
+            config.progress.advance(image_bytes);
+        }
+        rebuilding.scan(checkpoint, from, &config.progress)?;
         report.verified_bytes +=
             verify(&**device, &geometry, checkpoint, from, config, report.verified_bytes)?;
         begin = checkpoint.begin.min(start);
@@ -267,6 +271,7 @@ fn verify(
     let mut bytes = 0;
     read_verified(device, geometry, ranges, |_, block| {
         bytes += block.len() as u64;
+        config.progress.advance(block.len() as u64);
         Ok(())
     })?;
     Ok(bytes)
@@ -397,7 +402,12 @@ impl<'a> Rebuilding<'a> {
     }
 
     /// Takes in the records of `[from, cut)` in log order.
-    fn scan(&self, checkpoint: &Checkpoint, from: u64) -> Result<(), OpenError> {
+    fn scan(
+        &self,
+        checkpoint: &Checkpoint,
+        from: u64,
+        progress: &Progress,
+    ) -> Result<(), OpenError> {
         let from = from.max(checkpoint.begin);
         let first_block = from / BLOCK_WORDS * BLOCK_WORDS;
         let page_words = self.geometry.page_words;
@@ -407,6 +417,7 @@ impl<'a> Rebuilding<'a> {
             .flat_map(|(first, to)| pieces(first_block.max(*first), *to, page_words));
         read_verified(self.device, &self.geometry, ranges, |(first, to), bytes| {
             let start = first.max(from);
+            progress.advance(bytes.len() as u64);
             self.scan_part(checkpoint, start, to, &bytes[(start - first) as usize * 8..])
         })
     }

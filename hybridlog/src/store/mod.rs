@@ -44,7 +44,6 @@ use crate::config::Config;
 use crate::device::{self, Device};
 use crate::log::page_thread::{PageThread, PageWork};
 use crate::log::{Log, Origin};
-use crate::record::HEADER_LIMIT;
 use crate::redo::{self, Redo, RedoReader};
 use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
@@ -549,8 +548,7 @@ impl Inner {
     }
 
     pub fn value_limit(&self, key_length: usize) -> usize {
-        let page = self.config.page_size as usize;
-        page.saturating_sub(HEADER_LIMIT + key_length.next_multiple_of(8))
+        self.config.value_limit(key_length)
     }
 
     fn disk_bytes(&self) -> u64 {

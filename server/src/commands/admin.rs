@@ -4,7 +4,7 @@
 use super::{Access, Call, Categories, CommandSpec, Flags, Group, KeySpec, OutsideCall, Run};
 use super::{args, help, numbered_database};
 use crate::error::{self, ErrorReply, Outcome};
-use crate::lifecycle::{Ending, Save};
+use crate::lifecycle::{self, Ending, Save};
 use ferrite_hybridlog::{Alone, CheckpointError, OperationError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -77,7 +77,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
                 since: "4.0.0",
                 complexity: "O(1)",
                 summary: "Lists the subcommands.",
-                run: Run::Inside(memory_help),
+                run: Run::Outside(memory_help),
                 ..ROW
             },
             CommandSpec {
@@ -102,7 +102,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         since: "2.8.12",
         complexity: "O(1)",
         summary: "Returns the role in replication: always master, without replicas.",
-        run: Run::Inside(role),
+        run: Run::Outside(role),
         ..ROW
     },
     CommandSpec {
@@ -142,7 +142,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         since: "2.6.0",
         complexity: "O(1)",
         summary: "Returns the server's clock in seconds and microseconds.",
-        run: Run::Inside(time),
+        run: Run::Outside(time),
         ..ROW
     },
 ];
@@ -255,6 +255,9 @@ fn shutdown(call: &mut OutsideCall<'_>) -> Outcome {
         (_, true) => Save::Never,
         _ => Save::AsConfigured,
     };
+    if call.context.is_loading() {
+        lifecycle::exit_while_loading("SHUTDOWN");
+    }
     let ending = Ending { save, force: given("FORCE") };
     // A server that has ended answers nothing: the connection closes.
     call.defer(move |context, _| Ok(context.lifecycle.end(ending).map_err(|_| FAILED)?))
@@ -265,7 +268,7 @@ fn last_save(call: &mut OutsideCall<'_>) -> Outcome {
     Ok(())
 }
 
-fn time(call: &mut Call<'_, '_>) -> Outcome {
+fn time(call: &mut OutsideCall<'_>) -> Outcome {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     call.reply.array(2);
     call.reply.bulk_integer(now.as_secs() as i64);
@@ -273,7 +276,7 @@ fn time(call: &mut Call<'_, '_>) -> Outcome {
     Ok(())
 }
 
-fn role(call: &mut Call<'_, '_>) -> Outcome {
+fn role(call: &mut OutsideCall<'_>) -> Outcome {
     call.reply.array(3);
     call.reply.bulk(b"master");
     call.reply.integer(0);
@@ -328,7 +331,7 @@ fn memory_usage(call: &mut Call<'_, '_>) -> Outcome {
     Ok(())
 }
 
-fn memory_help(call: &mut Call<'_, '_>) -> Outcome {
+fn memory_help(call: &mut OutsideCall<'_>) -> Outcome {
     let lines = [
         "USAGE <key> [SAMPLES <count>]",
         "    Return memory in bytes used by <key> and its value. Nested values are",

@@ -39,7 +39,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         flags: Flags::LOADING.and(Flags::STALE).and(Flags::FAST),
         since: "1.0.0",
         summary: "Answers its argument.",
-        run: Run::Inside(echo),
+        run: Run::Outside(echo),
         ..BASE
     },
     CommandSpec {
@@ -108,7 +108,7 @@ fn ping(call: &mut Call<'_, '_>) -> Outcome {
     Ok(())
 }
 
-fn echo(call: &mut Call<'_, '_>) -> Outcome {
+fn echo(call: &mut OutsideCall<'_>) -> Outcome {
     call.reply.bulk(call.args.at(1));
     Ok(())
 }

@@ -141,11 +141,14 @@ pub fn help(reply: &mut Reply<'_>, container: &str, lines: &[&str]) {
     lines.iter().chain(&LAST).for_each(|line| reply.simple(line));
 }
 
-/// Whether a command may run now. While checkpoints are on and the last one failed, what may write
+/// Whether a command may run now. Until the store is open, only those can that do not need it. While checkpoints are on and the last one failed, what may write
 /// is refused until one succeeds, and so is PING, by which others see whether a server is well; all
 /// of that as in Redis.
 #[inline]
 pub fn admit(entry: &Entry, client: &Client, context: &Context) -> Result<(), ErrorReply> {
+    if context.is_loading() && !entry.spec.flags.has(Flags::LOADING) {
+        return Err(crate::error::LOADING);
+    }
     if context.checkpoints.is_failing() { admit_failing(entry, client, context) } else { Ok(()) }
 }
 

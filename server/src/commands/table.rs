@@ -187,6 +187,15 @@ mod tests {
         }
     }
 
+    /// There is no store to be inside of while it is loaded.
+    #[test]
+    fn what_runs_while_loading_runs_outside() {
+        for Entry { spec, name, .. } in table().entries() {
+            let inside = matches!(spec.run, Run::Inside(_));
+            assert!(!(inside && spec.flags.has(super::super::Flags::LOADING)), "{name}");
+        }
+    }
+
     #[test]
     fn each_name_is_found_in_any_case() {
         for entry in table().commands() {

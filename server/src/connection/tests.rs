@@ -20,7 +20,17 @@ impl Wire {
     fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(change(Config::new(directory.path()))).unwrap();
-        let context = Arc::new(Context::new(store, 16, 1));
+        Self { directory, ..Self::of(Arc::new(Context::new(store, 16, 1))) }
+    }
+    /// Before the store is open.
+    fn loading() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let live = crate::config::Live::default();
+        let context = Context::with_config(live, directory.path().to_owned());
+        Self { directory, ..Self::of(Arc::new(context)) }
+    }
+    /// A client more.
+    fn of(context: Arc<Context>) -> Self {
         let mut worker = Worker::new(context.clone(), 0, Arc::new(Mailbox::new(|| {})));
         let origin = Origin {
             address: "127.0.0.1:1".into(),
@@ -28,9 +38,9 @@ impl Wire {
             descriptor: 1,
             worker: 0,
         };
-        let shared = context.clients.add(origin, unix_ms(), 1).unwrap();
+        let shared = context.clients.add(origin, unix_ms(), 10).unwrap();
         let slot = worker.open(shared);
-        Self { worker, slot, context, directory }
+        Self { worker, slot, context, directory: tempfile::tempdir().unwrap() }
     }
     fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -382,4 +392,54 @@ fn a_protocol_error_is_counted() {
         assert_eq!(wire.context.workers[0].errors.get(), 1, "{sent}");
         assert_eq!(wire.context.errors.list(), [(b"ERR".to_vec(), 1)], "{sent}");
     }
+}
+
+/// Which commands those are, redis-server 7.0.15 says by their flags; a test compares these.
+#[test]
+fn until_the_store_is_open_only_what_does_not_need_it_runs() {
+    const LOADING: &str = "-LOADING Redis is loading the dataset in memory\r\n";
+    let mut wire = Wire::loading();
+    for refused in
+        ["PING", "GET a", "SET a 1", "FLUSHALL", "SAVE", "BGSAVE", "DBSIZE", "SWAPDB 0 1"]
+    {
+        assert_eq!(wire.text(format!("{refused}\r\n").as_bytes()), LOADING, "{refused}");
+    }
+    for (line, reply) in [
+        ("ECHO x", "$1\r\nx\r\n"),
+        ("SELECT 3", "+OK\r\n"),
+        ("CLIENT SETNAME me", "+OK\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("ECHO x", "+QUEUED\r\n"),
+        ("ROLE", "+QUEUED\r\n"),
+        ("EXEC", "*2\r\n$1\r\nx\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("GET a", LOADING),
+        ("ECHO x", "+QUEUED\r\n"),
+        ("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n"),
+        ("CLIENT PAUSE 600000 WRITE", "+OK\r\n"),
+        ("CONFIG RESETSTAT", "+OK\r\n"),
+        ("FOO", "-ERR unknown command 'FOO', with args beginning with: \r\n"),
+        ("GET", "-ERR wrong number of arguments for 'get' command\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("ECHO y", "+QUEUED\r\n"),
+    ] {
+        assert_eq!(wire.text(format!("{line}\r\n").as_bytes()), reply, "{line}");
+    }
+    let mut observer = Wire::of(wire.context.clone());
+    let info = observer.text(b"INFO everything\r\n");
+    for field in ["loading:1\r\n", "loading_start_time:", "loading_loaded_perc:0.00\r\n"] {
+        assert!(info.contains(field), "{field} in {info}");
+    }
+    let store = Store::open(Config::new(wire.directory.path())).unwrap();
+    wire.context.open(store);
+    // On the same connection, in the same database, in the same transaction.
+    assert_eq!(wire.text(b"GET a\r\nEXEC\r\n"), "+QUEUED\r\n*2\r\n$1\r\ny\r\n$-1\r\n");
+    assert!(wire.text(b"CLIENT INFO\r\n").contains(" name=me "));
+    assert!(observer.text(b"INFO persistence\r\n").contains("loading:0\r\n"));
+    // What was paused before waits after it.
+    wire.put(b"SET a 1\r\n");
+    assert_eq!(wire.worker.advance(wire.slot, false), Next::Wait);
+    assert_eq!(observer.text(b"CLIENT UNPAUSE\r\nPING\r\n"), "+OK\r\n+PONG\r\n");
+    assert_eq!(wire.text(b"GET a\r\n"), "+OK\r\n$1\r\n1\r\n");
+    assert!(wire.text(b"CLIENT INFO\r\n").contains(" db=3 "));
 }

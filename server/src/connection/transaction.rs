@@ -29,7 +29,7 @@ impl Connection {
     pub(super) fn run_transaction(
         &mut self,
         entry: &'static Entry,
-        session: &mut Session,
+        mut session: Option<&mut Session>,
         host: &mut Host,
         limits: &Round,
     ) -> bool {
@@ -46,14 +46,16 @@ impl Connection {
             }
             Some(transaction) => transaction,
         };
-        if !self.fetch_ahead(&transaction, session, host) {
+        if let Some(session) = &mut session
+            && !self.fetch_ahead(&transaction, session, host)
+        {
             host.counters().pending.add(1);
             self.client.transaction = Some(transaction);
             self.wait(&mut session.enter(), limits);
             return false;
         }
         // The transaction begins here and ends where `alone` is dropped.
-        let mut alone = session.alone();
+        let mut alone = session.map(Session::alone);
         self.client.transaction = Some(transaction);
         if self.is_held(entry, host) {
             return true;
@@ -63,15 +65,15 @@ impl Connection {
         self.client.shared.last_command.store(entry.id as u32, Relaxed);
         let transaction = self.client.transaction.take().expect("put there above");
         let bytes = transaction.bytes() as u64;
-        let refused = transaction.writes().then(|| alone.refuse_unwritable(bytes));
-        if let Some(Err(e)) = refused {
+        let writes = alone.as_ref().filter(|_| transaction.writes());
+        if let Some(Err(e)) = writes.map(|alone| alone.refuse_unwritable(bytes)) {
             drop(alone);
             self.fail(error::aborted(&e.into()), entry, host);
             return true;
         }
         let Self { client, queue, output, op, .. } = self;
         let op = queue.front_mut().map_or(op, |queued| &mut queued.op);
-        transaction::execute(&transaction, &mut alone, op, client, output, host);
+        transaction::execute(&transaction, alone.as_mut(), op, client, output, host);
         drop(alone);
         let counters = host.counters();
         counters.commands.add(1);

@@ -1,7 +1,7 @@
 //! OBJECT: how a value is kept.
 
 use super::{ROW, VARIES};
-use crate::commands::{Access, Call, CommandSpec, Flags, KeySpec, Run, help};
+use crate::commands::{Access, Call, CommandSpec, Flags, KeySpec, OutsideCall, Run, help};
 use crate::encoding;
 use crate::error::{ErrorReply, Outcome};
 use crate::resp::Reply;
@@ -37,7 +37,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         flags: Flags::LOADING.and(Flags::STALE),
         since: "6.2.0",
         summary: "Lists the subcommands.",
-        run: Run::Inside(print_help),
+        run: Run::Outside(print_help),
         ..ROW
     },
     CommandSpec {
@@ -100,7 +100,7 @@ fn reference_count(call: &mut Call<'_, '_>) -> Outcome {
     Ok(())
 }
 
-fn print_help(call: &mut Call<'_, '_>) -> Outcome {
+fn print_help(call: &mut OutsideCall<'_>) -> Outcome {
     let lines = [
         "ENCODING <key>",
         "    Return the kind of internal representation used in order to store the value",
