@@ -21,6 +21,8 @@ pub struct Client {
     pub no_touch: bool,
     /// What it collects since MULTI.
     pub transaction: Option<Box<Transaction>>,
+    /// Its transaction has asked for a checkpoint, which is taken once it has ended.
+    pub saves_afterwards: bool,
     /// Its command waits for the end of a CLIENT PAUSE.
     pub paused: bool,
     /// Close once all replies are sent (QUIT, a protocol error, CLIENT KILL of itself).
@@ -63,6 +65,7 @@ impl Client {
             reply_mode: ReplyMode::On,
             no_touch: false,
             transaction: None,
+            saves_afterwards: false,
             paused: false,
             close_after_reply: false,
             shared,

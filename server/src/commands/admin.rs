@@ -217,8 +217,7 @@ fn bg_save(call: &mut OutsideCall<'_>) -> Outcome {
         if call.context.checkpoints.in_progress() {
             return Err(SAVING.into());
         }
-        call.context.checkpoints.schedule();
-        call.context.bell.notify_one();
+        call.client.saves_afterwards = true;
         call.reply.simple("Background saving scheduled");
         return Ok(());
     }

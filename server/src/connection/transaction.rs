@@ -75,6 +75,10 @@ impl Connection {
         let op = queue.front_mut().map_or(op, |queued| &mut queued.op);
         transaction::execute(&transaction, alone.as_mut(), op, client, output, host);
         drop(alone);
+        if std::mem::take(&mut self.client.saves_afterwards) {
+            host.context.checkpoints.schedule();
+            host.context.bell.notify_one();
+        }
         let counters = host.counters();
         counters.commands.add(1);
         counters.by_command[entry.id].calls.add(1);
