@@ -9,7 +9,7 @@
 //! is missing, or shorter than the next one says, what follows cannot be applied: a [`Gap`].
 
 use super::part::{self, Header, Start};
-use super::reader::{Known, PartReader, ReadError};
+use super::reader::{Known, PartReader, ReadError, Torn};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ pub struct Parts {
     /// What is wrong with `aof_file`, which tells no number then.
     broken_alias: Option<ReadError>,
     /// Files in which not even the first line was completely written.
-    unbegun: Vec<PathBuf>,
+    unbegun: Vec<Torn>,
     has_alias: bool,
 }
 
@@ -103,6 +103,13 @@ pub enum Gap {
     },
 }
 
+impl Gap {
+    /// The warning for the log of a start whose replay ends there.
+    pub fn warning(&self) -> String {
+        format!("AOF: cut at the end of what can be applied: {self}")
+    }
+}
+
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -138,8 +145,10 @@ pub enum ChainError {
     #[error(transparent)]
     Part(#[from] ReadError),
     /// No part begins there.
-    #[error("{}", no_start(.origin, .first, .missing))]
+    #[error("AOF: refused {}: {}", .directory.display(), no_start(.origin, .first, .missing))]
     NoStart {
+        /// The directory.
+        directory: PathBuf,
         /// Where the replay was to begin.
         origin: Origin,
         /// The oldest part that is there.
@@ -155,10 +164,16 @@ fn no_start(origin: &Origin, first: &u64, missing: &Option<u64>) -> String {
         Origin::Checkpoint(number) => format!("checkpoint {number}"),
     };
     let first = part::number_text(*first);
-    let missing = missing.map_or(String::new(), |number| {
-        format!("; part {} is the first that is missing", part::number_text(number))
-    });
-    format!("no part of the append-only file goes on from {origin}: the oldest is {first}{missing}")
+    let missing = match missing {
+        Some(number) => {
+            format!(" and needs {}: put that back", part::number_text(*number))
+        }
+        None => ": put back the one that is missing".to_owned(),
+    };
+    format!(
+        "no part of the append-only file goes on from {origin}; the oldest is {first}{missing}, or \
+         move all parts aside to go on without them"
+    )
 }
 
 impl Parts {
@@ -207,7 +222,7 @@ impl Parts {
                     }
                 }
             }
-            Err(ReadError::Unbegun(torn)) => self.unbegun.push(torn.path),
+            Err(ReadError::Unbegun(torn)) => self.unbegun.push(*torn),
             Err(error) => match number {
                 Some(number) => {
                     self.broken.insert(number, error);
@@ -229,8 +244,9 @@ impl Parts {
     pub fn has_alias(&self) -> bool {
         self.has_alias
     }
-    /// Files in which not even the first line was completely written: a crash came in between.
-    pub fn unbegun(&self) -> &[PathBuf] {
+    /// Files in which not even the first line was completely written: a crash came in between. No
+    /// block was ever known to be on disk behind it. To be set aside, with their texts as warnings.
+    pub fn unbegun(&self) -> &[Torn] {
         &self.unbegun
     }
     /// What is wrong with files whose first lines cannot be read.
@@ -246,12 +262,22 @@ impl Parts {
     }
     /// A number above that of every file.
     pub fn next_number(&self) -> u64 {
-        let unbegun = self
-            .unbegun
-            .iter()
-            .filter_map(|path| part::number_of(&self.aof_file, path.file_name()?));
+        let unbegun = self.unbegun.iter().filter_map(|torn| self.number_of(&torn.path));
         let all = self.parts.keys().chain(self.broken.keys()).copied().chain(unbegun);
         all.max().unwrap_or(0) + 1
+    }
+
+    fn number_of(&self, path: &Path) -> Option<u64> {
+        part::number_of(&self.aof_file, path.file_name()?)
+    }
+
+    /// Whether what comes right behind the newest part, or all there is, was not begun completely.
+    fn next_is_unbegun(&self) -> bool {
+        let newest = self.parts.last_key_value().map(|(number, _)| *number);
+        self.unbegun.iter().any(|torn| match newest {
+            Some(newest) => self.number_of(&torn.path) == Some(newest + 1),
+            None => true,
+        })
     }
 
     /// The part that goes on from the end of part `number`, and where that end is. Of several, the
@@ -303,7 +329,10 @@ impl Parts {
             }
             return match self.parts.first_key_value() {
                 None => Ok(Chain { links: Vec::new(), gap: None }),
+                // The part of that checkpoint is there and holds nothing.
+                _ if self.next_is_unbegun() => Ok(Chain { links: Vec::new(), gap: None }),
                 Some((number, part)) => Err(ChainError::NoStart {
+                    directory: self.directory,
                     origin,
                     first: *number,
                     missing: part.header.before.map(|before| before.number),

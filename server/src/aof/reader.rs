@@ -200,6 +200,12 @@ impl Torn {
     /// What is torn, for who has named the file already.
     pub fn details(&self) -> impl fmt::Display {
         let Self { offset, lost_bytes, why, kept_until_ms, lost_until_ms, .. } = self;
+        if *why == Why::FirstLine {
+            return format!(
+                "{}, and nothing of the {lost_bytes} bytes in it was known to be on disk",
+                why.text()
+            );
+        }
         let until = match lost_until_ms {
             Some(until) => {
                 let lost_ms = until.saturating_sub(*kept_until_ms);
@@ -208,8 +214,8 @@ impl Torn {
             None => "when what is lost was written is not known".to_owned(),
         };
         format!(
-            "at offset {offset}: the {lost_bytes} bytes from there on were not completely written \
-             ({}); what is kept ends at {}, {until}",
+            "ends at offset {offset}: the {lost_bytes} bytes from there on were not completely \
+             written ({}); what is kept ends at {}, {until}",
             why.text(),
             format_time(*kept_until_ms)
         )
@@ -241,7 +247,7 @@ impl Damage {
 
 impl fmt::Display for Torn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AOF: cut {} {}", self.path.display(), self.details())
+        write!(f, "AOF: cut {}: {}", self.path.display(), self.details())
     }
 }
 

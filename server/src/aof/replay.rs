@@ -4,9 +4,9 @@
 //! stand together between [`Effect::Begin`] and [`Effect::End`]. A replay may end at a time: blocks
 //! are of one millisecond and never go back, so what is given out is the state of that instant.
 
-use super::chain::{Chain, Link};
+use super::chain::{Chain, Link, Origin};
 use super::effect::{Effect, Entry, Step};
-use super::part::Before;
+use super::part::{Before, Start};
 use super::reader::{End, Known, PartReader, ReadError, Torn};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,6 +40,17 @@ pub struct Replayed {
     pub stands: Option<Before>,
     /// The torn tail that it ended at.
     pub torn: Option<Torn>,
+}
+
+impl Replayed {
+    /// What the first part after this replay, which began at `origin`, goes on from.
+    pub fn next_start(&self, origin: Origin) -> (Start, Option<Before>) {
+        match (self.stands, origin) {
+            (Some(before), _) => (Start::Part, Some(before)),
+            (None, Origin::Empty) => (Start::Empty, None),
+            (None, Origin::Checkpoint(number)) => (Start::Checkpoint(number), None),
+        }
+    }
 }
 
 impl Replay {
@@ -149,9 +160,9 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chain::{Origin, Parts};
+    use super::super::chain::Parts;
     use super::super::files::LocalFiles;
-    use super::super::part::{Header, Start};
+    use super::super::part::Header;
     use super::super::testing::delete;
     use super::super::writer::PartWriter;
     use super::*;
@@ -221,6 +232,40 @@ mod tests {
         assert_eq!(done.stands, Some(Before { number: 3, length }));
         assert_eq!((done.entries, done.torn), (99, None));
         assert!(done.bytes == done.bytes_total && done.bytes > length);
+    }
+
+    /// After each start a part is begun, and the next start finds it.
+    #[test]
+    fn the_next_part_is_found_by_the_next_replay() {
+        for origin in [Origin::Empty, Origin::Checkpoint(9)] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let mut expected = Vec::new();
+            for position in 1..5u64 {
+                let parts = Parts::find(directory.path(), AOF).expect("found");
+                let number = parts.next_number();
+                let chain = parts.chain(origin).expect("a chain");
+                assert_eq!(chain.gap, None);
+                let mut replay = Replay::new(&chain, None).expect("it is there");
+                let mut times = Vec::new();
+                while let Some(entry) = replay.next_entry().expect("sound") {
+                    times.push(entry.time_ms);
+                }
+                assert_eq!(times, expected);
+                let (start, before) = replay.replayed().next_start(origin);
+                let header = Header { number, start, before, time_ms: 0 };
+                let mut writer =
+                    PartWriter::begin(LocalFiles, directory.path(), AOF, header, 0).expect("begun");
+                let entry =
+                    Entry { position, time_ms: position, database: 0, effect: delete(b"k") };
+                writer.push(&entry).expect("taken");
+                writer.write().expect("written");
+                expected.push(position);
+                // A tail that was torn: the next part says that it does not count.
+                let mut bytes = std::fs::read(writer.path()).expect("read");
+                bytes.extend_from_slice(b"torn");
+                std::fs::write(writer.path(), bytes).expect("written");
+            }
+        }
     }
 
     #[test]

@@ -272,7 +272,7 @@ fn messages_say_where_what_and_what_to_do() {
     assert_eq!(
         torn.to_string(),
         format!(
-            "AOF: cut {PATH} at offset {last}: the {lost} bytes from there on were not completely \
+            "AOF: cut {PATH}: ends at offset {last}: the {lost} bytes from there on were not completely \
              written (the file ends inside the block); what is kept ends at \
              1970-01-01T00:00:02.501Z, 1 ms before the last write that is lost"
         )

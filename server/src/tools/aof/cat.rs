@@ -43,7 +43,7 @@ pub(super) fn run(
         }
         if let Some(End::Torn(torn)) = reader.end() {
             out.flush()?;
-            writeln!(errors, "{}: torn {}", part.path.display(), torn.details())?;
+            writeln!(errors, "{}: {}", part.path.display(), torn.details())?;
             outcome = Outcome::Torn;
         }
     }

@@ -18,10 +18,9 @@ pub(super) fn run(
             bad += 1;
             writeln!(errors, "{}", told(error))?;
         }
-        for path in files.parts.unbegun() {
+        for unbegun in files.parts.unbegun() {
             torn += 1;
-            let path = path.display();
-            writeln!(errors, "{path}: a part that was not begun completely; nothing is in it")?;
+            writeln!(errors, "{}: {}", unbegun.path.display(), unbegun.details())?;
         }
     }
     for part in files.each() {
@@ -81,7 +80,7 @@ fn check(
             Ok(None) => match reader.end().expect("it has ended") {
                 End::Whole(_) => break Outcome::Good,
                 End::Torn(torn) => {
-                    writeln!(errors, "{}: torn {}", part.path.display(), torn.details())?;
+                    writeln!(errors, "{}: {}", part.path.display(), torn.details())?;
                     break Outcome::Torn;
                 }
             },

@@ -57,7 +57,7 @@ pub(super) fn run(
         }
         counts.whole_bytes += reader.offset();
         if let Some(End::Torn(torn)) = reader.end() {
-            writeln!(errors, "{}: torn {}", part.path.display(), torn.details())?;
+            writeln!(errors, "{}: {}", part.path.display(), torn.details())?;
             outcome = if outcome == Outcome::Bad { outcome } else { Outcome::Torn };
         }
         count_commands(open(&part.path, known).ok(), reader.offset(), &mut counts);

@@ -114,7 +114,7 @@ fn check_tells_of_each_part_and_of_what_is_wrong() {
     fs::write(store.part(3), &whole[..whole.len() - 5]).expect("written");
     let (outcome, out, errors) = store.run(&["check"]);
     assert_eq!(outcome, Ok(Outcome::Torn));
-    assert!(errors.starts_with("DIR/appendonly.000003.aof: torn at offset "), "{errors}");
+    assert!(errors.starts_with("DIR/appendonly.000003.aof: ends at offset "), "{errors}");
     assert!(out.ends_with("29 blocks, 0 wrong, 1 torn\n"), "{out}");
     // The same cut in a part that another one follows is a gap: what it had is known.
     let whole = fs::read(store.part(1)).expect("read");
