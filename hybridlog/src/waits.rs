@@ -5,6 +5,7 @@ use crate::checkpoint::take;
 use crate::config::Config;
 use crate::device::fault::FaultDevice;
 use crate::device::{FileId, blocking};
+use crate::redo::wait_while_full;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::{Database, Store};
@@ -34,7 +35,7 @@ fn cold_store() -> Store {
 #[test]
 fn every_place_that_waits_refuses_to_while_pinned() {
     type Wait = fn(&Store, &Arc<Inner>);
-    let waits: [(&str, Wait); 9] = [
+    let waits: [(&str, Wait); 10] = [
         ("device/blocking.rs", |_, inner| {
             drop(blocking::read(&*inner.log.device, FileId::Manifest, 4096));
         }),
@@ -53,6 +54,7 @@ fn every_place_that_waits_refuses_to_while_pinned() {
         ("store/blocking.rs", |store, _| {
             drop(store.blocking_session().read(Database(0), &0u64.to_le_bytes()));
         }),
+        ("redo/mod.rs", |_, inner| drop(wait_while_full(inner, 1))),
         // The gate's own wait.
         ("src/epoch.rs", |store, _| drop(store.flush_database(Database(0)))),
         ("src/epoch.rs", |_, inner| inner.log.epoch.wait_until_safe(inner.log.epoch.bump())),

@@ -31,7 +31,7 @@ pub(crate) struct Written {
     /// Its length in bytes.
     pub bytes: u64,
     /// How often it rested on the way.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only a test asks"))]
+    #[cfg_attr(any(not(test), loom), expect(dead_code, reason = "only a test asks"))]
     pub rests: u32,
 }
 

@@ -26,7 +26,7 @@ use crate::store::Inner;
 use crate::store::operation::{ReadyQueue, Token};
 use crate::sync::{Locked, mutant};
 use entry::Raw;
-use ferrite_index::KeyHash;
+use ferrite_index::{KeyHash, assert_unpinned};
 use ring::{Header, Reserved, Ring};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
@@ -416,6 +416,7 @@ impl RedoReader {
 
     /// Waits until something comes, [`crate::Store::wake_redo`] is called, or the time has passed.
     pub fn sleep(&self, at_most: Duration) {
+        assert_unpinned();
         let redo = self.redo();
         redo.sleeping.store(true, Ordering::Relaxed);
         // SeqCst: pairs with the fence in `ring_bell`.
@@ -498,6 +499,7 @@ pub(crate) fn append_waiting(
 /// Waits on the calling thread, which is not pinned, until `words` may be had. It gives up when the
 /// reader says for too long that it cannot write.
 pub(crate) fn wait_while_full(inner: &Inner, words: u64) -> Result<(), OperationError> {
+    assert_unpinned();
     let Some(redo) = &inner.redo else { return Ok(()) };
     let thread = std::thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
