@@ -289,6 +289,12 @@ impl Parts {
         })
     }
 
+    /// The part that a replay from `origin` begins with: it needs none below. Of the kept
+    /// checkpoints the lowest of these tells which parts may go.
+    pub fn first(&self, origin: Origin) -> Option<u64> {
+        first_part(&self.parts, origin)
+    }
+
     /// What the part behind part `number` says of it.
     pub fn known(&self, number: u64) -> Known {
         let length = self.parts.get(&number).map_or(0, |part| part.length);
@@ -323,7 +329,7 @@ impl Parts {
             // Its number is not known: it may be the longer copy of any part.
             return Err(error.into());
         }
-        let Some(first) = first_part(&self.parts, origin) else {
+        let Some(first) = self.first(origin) else {
             if let Some((_, error)) = self.broken.pop_last() {
                 return Err(error.into());
             }

@@ -6,7 +6,7 @@
 
 use super::chain::{Chain, Link, Origin};
 use super::effect::{Effect, Entry, Step};
-use super::part::{Before, Start};
+use super::part::{Before, Header, Start};
 use super::reader::{End, Known, PartReader, ReadError, Torn};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -43,13 +43,16 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    /// What the first part after this replay, which began at `origin`, goes on from.
-    pub fn next_start(&self, origin: Origin) -> (Start, Option<Before>) {
-        match (self.stands, origin) {
-            (Some(before), _) => (Start::Part, Some(before)),
-            (None, Origin::Empty) => (Start::Empty, None),
-            (None, Origin::Checkpoint(number)) => (Start::Checkpoint(number), None),
-        }
+    /// The first line of the part that goes on from this replay, which began at `origin`. Its number
+    /// is above that of every file ([`Parts::next_number`](super::Parts::next_number)); it is never
+    /// older than what was replayed, whatever the clock says.
+    pub fn next_header(&self, origin: Origin, number: u64, now_ms: u64) -> Header {
+        let start = match (self.stands, origin) {
+            (Some(_), _) => Start::Part,
+            (None, Origin::Empty) => Start::Empty,
+            (None, Origin::Checkpoint(checkpoint)) => Start::Checkpoint(checkpoint),
+        };
+        Header { number, start, before: self.stands, time_ms: now_ms.max(self.time_ms) }
     }
 }
 
@@ -162,7 +165,6 @@ impl Link {
 mod tests {
     use super::super::chain::Parts;
     use super::super::files::LocalFiles;
-    use super::super::part::Header;
     use super::super::testing::delete;
     use super::super::writer::PartWriter;
     use super::*;
@@ -251,8 +253,9 @@ mod tests {
                     times.push(entry.time_ms);
                 }
                 assert_eq!(times, expected);
-                let (start, before) = replay.replayed().next_start(origin);
-                let header = Header { number, start, before, time_ms: 0 };
+                // The clock has gone back.
+                let header = replay.replayed().next_header(origin, number, 0);
+                assert_eq!(header.time_ms, position - 1);
                 let mut writer =
                     PartWriter::begin(LocalFiles, directory.path(), AOF, header, 0).expect("begun");
                 let entry =

@@ -67,6 +67,8 @@ fn a_chain_goes_from_its_origin_to_the_newest_part() {
     let all = [vec![(1, Some(one)), (2, Some(two))], from_three.clone()].concat();
     assert_eq!(store.chain(Origin::Empty), (all, None));
     assert_eq!(store.chain(Origin::Checkpoint(7)), (from_three, None));
+    let first = |origin| store.parts().first(origin);
+    assert_eq!((first(Origin::Checkpoint(7)), first(Origin::Checkpoint(8))), (Some(3), None));
     assert_eq!(
         store.refused(Origin::Checkpoint(8)),
         format!(
