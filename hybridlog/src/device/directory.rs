@@ -20,7 +20,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -304,10 +304,11 @@ impl Directory {
         if self.is_our_link(file, &link)? {
             return Ok(());
         }
-        if !same_file(&link, &self.checkpoints.join(&name))? {
+        if !same_content(&link, &self.checkpoints.join(&name))? {
             return Err(stranger(file, &self.stem));
         }
-        // An adoption was cut short: the same file under two names. The link replaces it whole.
+        // An adoption was cut short, and the same file has two names; or the folder was copied by a
+        // program that copies what links lead to. The link replaces it whole.
         let fresh = self.data.join(format!(".{}-link", self.stem));
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -349,7 +350,7 @@ impl Directory {
             let Some(file) = our_file(&entry, &self.stem) else { continue };
             let path = entry.path();
             let ours = self.is_our_link(file, &path).map_err(failed("read", &path))?
-                || same_file(&path, &self.path(file)).map_err(failed("read", &path))?;
+                || same_content(&path, &self.path(file)).map_err(failed("read", &path))?;
             if !ours && file.is_linked() {
                 return Err(failed("use", &path)(stranger(file, &self.stem)));
             }
@@ -479,6 +480,34 @@ fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
     };
     let one = identity(one)?;
     Ok(one.is_some() && one == identity(other)?)
+}
+
+/// Whether two paths, neither being a link, name one regular file or two with the same bytes.
+fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    if same_file(one, other)? {
+        return Ok(true);
+    }
+    let is_file = |path: &Path| match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some(found).filter(Metadata::is_file).map(|found| found.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (first, second) = (is_file(one)?, is_file(other)?);
+    if first.is_none() || first != second {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let n = one.read(&mut a)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut b[..n])?;
+        if a[..n] != b[..n] {
+            return Ok(false);
+        }
+    }
 }
 
 fn stranger(file: FileId, stem: &str) -> io::Error {
