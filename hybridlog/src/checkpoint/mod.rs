@@ -47,6 +47,8 @@ pub struct CheckpointReport {
     pub number: u64,
     /// Unix time of the cut, in milliseconds.
     pub taken_at_ms: u64,
+    /// The number of the oldest checkpoint that is kept.
+    pub oldest_kept: u64,
     /// Bytes written for it: image, flushed log, side files and manifest.
     pub bytes_written: u64,
     /// How long it took.
@@ -87,6 +89,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
         flush_to(inner, cut.address)?;
     }
     sync_log(inner, cut.address)?;
+    redo::wait_until_cut(inner, number);
     let taken_at_ms = cut.taken_at_ms;
     let segment_words = inner.log.geometry.segment_words;
     let manifest = next_manifest(&state, number, image, cut, segment_words);
@@ -98,6 +101,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     Ok(CheckpointReport {
         number,
         taken_at_ms,
+        oldest_kept: state.manifest.checkpoints.last().map_or(number, |c| c.number),
         bytes_written: flushed + image_bytes + manifest_bytes,
         duration: since.elapsed(),
     })

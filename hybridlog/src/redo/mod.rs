@@ -59,6 +59,8 @@ pub(crate) struct Redo {
     tracks_readers: AtomicBool,
     /// Whoever runs alone has a transaction: [`NONE`], [`WANTED`] or [`BEGUN`].
     transaction: AtomicU8,
+    /// The last mark that the reader has dealt with.
+    cut: AtomicU64,
 }
 
 /// There is no transaction.
@@ -92,6 +94,7 @@ impl Redo {
             stripes: OnceLock::new(),
             tracks_readers: AtomicBool::new(false),
             transaction: AtomicU8::new(NONE),
+            cut: AtomicU64::new(0),
         }
     }
 
@@ -400,6 +403,12 @@ impl RedoReader {
         }
     }
 
+    /// What comes after this mark goes where a start finds it that begins with the mark's checkpoint,
+    /// or it cannot. The checkpoint waits for that: once it is complete, what follows it is found.
+    pub fn cut_done(&self, mark: u64) {
+        self.redo().cut.store(mark, Ordering::Release);
+    }
+
     /// Makes writes wait, or lets them go on: for a disk that does not keep up with what was promised.
     pub fn hold(&self, held: bool) {
         self.redo().held.store(held, Ordering::SeqCst);
@@ -412,6 +421,7 @@ impl RedoReader {
     pub fn refuse(&self, reason: Option<String>) {
         self.inner.log.health.redo(reason);
         self.redo().call_waiters();
+        self.inner.notify_sessions();
     }
 
     /// Waits until something comes, [`crate::Store::wake_redo`] is called, or the time has passed.
@@ -493,6 +503,15 @@ pub(crate) fn append_waiting(
             Ok(end) => return Ok(end),
             Err(words) => wait_while_full(inner, words)?,
         }
+    }
+}
+
+/// Waits until the reader has dealt with a checkpoint's mark, if there is a reader.
+pub(crate) fn wait_until_cut(inner: &Inner, mark: u64) {
+    let Some(redo) = &inner.redo else { return };
+    while redo.is_active() && redo.cut.load(Ordering::Acquire) < mark {
+        redo.ring_bell();
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 

@@ -62,6 +62,7 @@ impl Replayed {
         while let Some(entry) = reader.next() {
             self.take(entry);
         }
+        self.marks.iter().for_each(|mark| reader.cut_done(*mark));
         reader.release();
     }
 }
@@ -121,8 +122,13 @@ fn every_kind_of_effect_comes_out_as_it_happened() {
         })
     };
     s.run(change).expect("writes");
-    let cut = store.checkpoint().expect("checkpoints").number;
-    seen.drain(&mut reader);
+    let cut = std::thread::scope(|scope| {
+        let checkpoint = scope.spawn(|| store.checkpoint().expect("checkpoints").number);
+        while seen.marks.is_empty() {
+            seen.drain(&mut reader);
+        }
+        checkpoint.join().expect("it is taken once its mark was")
+    });
     assert_eq!((seen.marks.as_slice(), seen.groups.as_slice()), ([cut].as_slice(), [3].as_slice()));
     for db in 0..3u8 {
         assert_eq!(contents(&store, db), seen.data[usize::from(db)], "database {db}");
