@@ -6,13 +6,13 @@
 //! no command writes until one succeeds ([`admit`](crate::commands::admit)).
 
 use crate::context::unix_ms;
+use crate::journal::Journal;
 use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Stats, Store};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The checkpoints of one server.
-#[derive(Debug)]
 pub struct Checkpoints {
     /// Changes that the store's counters do not show (FLUSHDB, SWAPDB).
     unseen_changes: AtomicU64,
@@ -21,6 +21,8 @@ pub struct Checkpoints {
     /// Whether one is to be taken as soon as none is.
     scheduled: AtomicBool,
     state: Mutex<State>,
+    /// Whose oldest parts a checkpoint makes needless.
+    journal: OnceLock<Arc<Journal>>,
 }
 
 /// How the checkpoints went so far.
@@ -72,6 +74,7 @@ impl Default for Checkpoints {
             failing: AtomicBool::new(false),
             scheduled: AtomicBool::new(false),
             state: Mutex::new(state),
+            journal: OnceLock::new(),
         }
     }
 }
@@ -93,6 +96,11 @@ impl Checkpoints {
             state.last_save_ms = recovery.taken_at_ms;
         }
         state.written_at_last = written;
+    }
+    /// From now on each checkpoint tells the journal which parts it may drop.
+    pub fn follow(&self, journal: Arc<Journal>) {
+        // A second one would be a mistake of ours; the first stays.
+        let _ = self.journal.set(journal);
     }
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
@@ -158,7 +166,6 @@ fn written(store: &Store, stats: &Stats, databases: u16, unseen: u64) -> Written
 }
 
 /// The right to take a checkpoint. Dropped unused, it leaves no trace.
-#[derive(Debug)]
 pub struct Claim {
     checkpoints: Arc<Checkpoints>,
 }
@@ -178,6 +185,9 @@ impl Claim {
                 state.last_error = None;
                 state.completed += 1;
                 state.written_at_last = written;
+                if let Some(journal) = self.checkpoints.journal.get() {
+                    journal.forget_before(report.oldest_kept);
+                }
                 tracing::info!(
                     number = report.number,
                     bytes = report.bytes_written,

@@ -28,6 +28,7 @@ use crate::resp::{Bounds, Decoded, Decoder, Range, Reply, SecondWords};
 use crate::transaction::runs_at_once;
 use crate::worker::Host;
 use ferrite_hybridlog::{Inside, Operation, Session, Token};
+use gate::Gate;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -98,6 +99,7 @@ pub struct Connection {
     attacked: bool,
     output: Vec<u8>,
     sent: usize,
+    gate: Gate,
     /// For the decoder's command, while it is not queued.
     op: Operation,
     op_token: Token,
@@ -165,6 +167,7 @@ impl Connection {
             attacked: false,
             output: Vec::new(),
             sent: 0,
+            gate: Gate::default(),
             op: Operation::new(token(slot, 0)),
             op_token: token(slot, 0),
             progress: None,
@@ -192,9 +195,43 @@ impl Connection {
     pub fn end(&mut self) {
         self.ended = true;
     }
-    /// Replies that are not yet sent.
+    /// Replies that are not yet sent and may be.
     pub fn unsent(&self) -> &[u8] {
-        &self.output[self.sent..]
+        &self.output[self.sent..self.gate.open()]
+    }
+    /// Bytes of replies that are not yet sent, those included that wait for the disk.
+    fn unsent_bytes(&self) -> usize {
+        self.output.len() - self.sent
+    }
+    /// Lets those replies go that wait for nothing any more. True while some do wait: the worker calls
+    /// this again when the journal has come further.
+    pub fn open_gate(&mut self, host: &Host) -> bool {
+        let durable = match host.context.journal.get() {
+            Some(_) => host.context.store.redo_durable(),
+            None => 0,
+        };
+        if self.gate.advance(self.output.len(), durable) {
+            return false;
+        }
+        if let Some(journal) = host.context.journal.get()
+            && journal.is_failing()
+        {
+            self.give_up_held(&journal.state().failure.unwrap_or_default());
+            return false;
+        }
+        true
+    }
+    /// What the replies that wait tell of may be lost, and whoever waits for them must hear of it.
+    #[cold]
+    fn give_up_held(&mut self, why: &str) {
+        self.output.truncate(self.gate.open());
+        let error = ErrorReply::owned(format!(
+            "MISCONF {why}. Whether what this command wrote, or read, outlives a crash is not known."
+        ));
+        for _ in 0..self.gate.give_up() {
+            self.reply_to_output().error(&error);
+        }
+        self.gate.advance(self.output.len(), 0);
     }
     /// The first `n` unsent bytes are on their way.
     pub fn sent(&mut self, n: usize) {
@@ -202,10 +239,12 @@ impl Connection {
         self.stalled_since_ms = None;
         debug_assert!(self.sent <= self.output.len());
         if self.sent == self.output.len() {
+            self.gate.shift(self.sent);
             self.output.clear();
             self.sent = 0;
         } else if self.sent > self.output.len() / 2 && self.sent > SEND_AT {
             self.output.drain(..self.sent);
+            self.gate.shift(self.sent);
             self.sent = 0;
         }
     }
@@ -249,7 +288,7 @@ impl Connection {
         shared.query_bytes.store(self.input.len() as u64, Relaxed);
         let free = self.input.capacity() - self.input.len();
         shared.query_free_bytes.store(free as u64, Relaxed);
-        shared.output_bytes.store(self.unsent().len() as u64, Relaxed);
+        shared.output_bytes.store(self.unsent_bytes() as u64, Relaxed);
     }
     /// Memory of the queue, but for its commands' bytes.
     fn queue_bytes(&self) -> usize {
@@ -283,19 +322,21 @@ impl Connection {
         }
         awaited
     }
-    /// The job of its command is done; `reply` is what it wrote.
-    pub fn finish_job(&mut self, reply: &[u8]) {
+    /// The job of its command is done; `reply` is what it wrote, and depends on `position`.
+    pub fn finish_job(&mut self, reply: &[u8], position: u64) {
         debug_assert_eq!(self.waiting, Waiting::ForJob);
         self.waiting = Waiting::No;
         let begun = self.output.len();
         self.output.extend_from_slice(reply);
+        self.gate.depend(position);
+        self.gate.reply(begun);
         self.apply_reply_mode(begun);
     }
     /// Whether all that was read is answered and sent; a command that waits for a job or for the
     /// end of a pause counts as answered.
     pub fn is_quiet(&self) -> bool {
         let rests = matches!(self.next, Next::Read | Next::Close | Next::Abort);
-        (self.client.paused || self.waiting == Waiting::ForJob || rests) && self.unsent().is_empty()
+        (self.client.paused || self.waiting == Waiting::ForJob || rests) && self.unsent_bytes() == 0
     }
     /// Whether the client was silent, or took none of its replies, for longer than it may.
     pub fn is_late(&mut self, now_ms: u64, limits: &Limits) -> Option<Late> {
@@ -327,6 +368,9 @@ impl Connection {
             self.output = std::mem::take(&mut spare.output);
         }
         self.next = self.run_round(session, host, blocked);
+        if self.open_gate(host) {
+            host.gated.push(self.slot);
+        }
         host.end_round(&self.client);
         self.next
     }
@@ -367,6 +411,7 @@ impl Connection {
                 BatchEnd::Full | BatchEnd::Out => {}
             }
         }
+        self.open_gate(host);
         self.what_is_next(&limits, host)
     }
     /// Why nothing was loaded.
@@ -375,20 +420,22 @@ impl Connection {
         if self.attacked {
             return Next::Abort;
         }
-        if limits.output_max > 0 && self.unsent().len() as u64 > limits.output_max {
+        if limits.output_max > 0 && self.unsent_bytes() as u64 > limits.output_max {
             counters.output_limit_closed.add(1);
-            self.warn_of_closing("unsent bytes of replies", self.unsent().len());
+            self.warn_of_closing("unsent bytes of replies", self.unsent_bytes());
             return Next::Abort;
         }
+        // Replies that wait for the disk go before the end; the worker comes again when they may.
+        let waits_for_disk = self.gate.open() < self.output.len();
         if self.client.close_after_reply {
-            return Next::Close;
+            return if waits_for_disk { Next::Wait } else { Next::Close };
         }
         // While the server is halted or paused it is woken when commands may run again.
         if self.waiting != Waiting::No || limits.halted || self.client.paused {
             return Next::Wait;
         }
         if self.over_the_pause(limits) {
-            return Next::Flush;
+            return if self.unsent().is_empty() { Next::Wait } else { Next::Flush };
         }
         let unfinished = self.input.len() + self.queued_bytes();
         if unfinished as u64 > limits.query_buffer_max {
@@ -396,7 +443,11 @@ impl Connection {
             self.warn_of_closing("bytes of unfinished commands", unfinished);
             return Next::Abort;
         }
-        if self.ended { Next::Close } else { Next::Read }
+        match self.ended {
+            true if waits_for_disk => Next::Wait,
+            true => Next::Close,
+            false => Next::Read,
+        }
     }
     #[cold]
     fn warn_of_closing(&self, what: &str, bytes: usize) {
@@ -568,13 +619,27 @@ impl Connection {
     /// Runs up to [`BATCH`] commands inside, beginning with the current one, whose row is `entry`.
     fn run_batch(
         &mut self,
-        mut entry: &'static Entry,
+        entry: &'static Entry,
         session: &mut Session,
         host: &mut Host,
         limits: &Round,
         left: &mut usize,
     ) -> BatchEnd {
         let mut inside = session.enter();
+        let end = self.run_commands(entry, &mut inside, host, limits, left);
+        if host.context.replies_wait() {
+            self.gate.depend(inside.depends_on());
+        }
+        end
+    }
+    fn run_commands(
+        &mut self,
+        mut entry: &'static Entry,
+        inside: &mut Inside<'_>,
+        host: &mut Host,
+        limits: &Round,
+        left: &mut usize,
+    ) -> BatchEnd {
         self.client.shared.active_at_ms.store(inside.now_ms(), Relaxed);
         // Those that follow are looked at inside.
         if self.is_held(entry, host) {
@@ -583,14 +648,14 @@ impl Connection {
         for n in 0..BATCH.min(*left) {
             let Run::Inside(run) = entry.spec.run else { return BatchEnd::Out };
             if n.is_multiple_of(GROUP) {
-                self.foresee(&inside);
+                self.foresee(inside);
             }
             host.ledger.start(entry.id, &host.context.workers[host.number]);
             let begun = self.output.len();
-            match self.run_inside(run, &mut inside, host, begun) {
+            match self.run_inside(run, inside, host, begun) {
                 Ran::Pending => {
                     host.counters().pending.add(1);
-                    self.wait(&mut inside, limits);
+                    self.wait(inside, limits);
                     return BatchEnd::Pending;
                 }
                 Ran::Again => return BatchEnd::Again,
@@ -656,6 +721,9 @@ impl Connection {
         }
         host.last_command = entry.id;
         self.apply_reply_mode(begun);
+        if self.output.len() > begun && host.context.replies_wait() {
+            self.gate.reply(begun);
+        }
         self.consume();
     }
     fn run_outside(
@@ -669,6 +737,7 @@ impl Connection {
         };
         let writes = commands::writes(entry, &self.client);
         let alone = session.filter(|_| writes).map(Session::alone);
+        let wrote = alone.is_some();
         if self.is_held(entry, host) {
             return;
         }
@@ -692,6 +761,10 @@ impl Connection {
         let outcome = run(&mut call);
         let ran = commands::settle(outcome, &mut call.reply, begun);
         let job = call.job.take();
+        drop(call);
+        if wrote {
+            self.depend_on_all(host);
+        }
         debug_assert!(!matches!(ran, Ran::Pending | Ran::Again), "nothing to wait for outside");
         let started = match job {
             Some(job) if ran == Ran::Done => host.start_job(job, entry.id, self.slot, &self.client),
@@ -710,6 +783,13 @@ impl Connection {
                 self.reply_to_output().error(&error);
                 self.ran(&Ran::Failed(error), entry, begun, host);
             }
+        }
+    }
+
+    /// What was replied depends on all that was written so far.
+    fn depend_on_all(&mut self, host: &Host) {
+        if host.context.replies_wait() {
+            self.gate.depend(host.context.store.redo_tail());
         }
     }
 
@@ -891,6 +971,7 @@ fn warn_of_attack(client: &Client) {
     }
 }
 
+mod gate;
 #[cfg(test)]
 mod tests;
 mod transaction;

@@ -2,9 +2,10 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::client::Clients;
-use crate::config::{Config, Live, apply_limits};
+use crate::config::{AofSync, Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
+use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limits;
 use crate::pause::Pause;
@@ -53,13 +54,15 @@ pub struct Context {
     pub bell: tokio::sync::Notify,
     /// How the server comes to its end.
     pub lifecycle: Lifecycle,
+    /// Takes writes to the append-only file, when there is one.
+    pub journal: OnceLock<Arc<Journal>>,
 }
 
 impl Context {
     /// A server of `workers` workers around `store`, with the settings' defaults.
     pub fn new(store: Store, databases: u16, workers: usize) -> Self {
         let context = Self::empty(databases, workers);
-        context.open(store);
+        context.open(store, None);
         context
     }
     fn empty(databases: u16, workers: usize) -> Self {
@@ -79,6 +82,7 @@ impl Context {
             pause: Pause::default(),
             bell: tokio::sync::Notify::new(),
             lifecycle: Lifecycle::default(),
+            journal: OnceLock::new(),
             rates: Rates::default(),
             baseline: Baseline::default(),
         }
@@ -94,8 +98,12 @@ impl Context {
         apply_limits(&now, &context.limits);
         context
     }
-    /// The store is open and recovered: from now on all commands run.
-    pub fn open(&self, store: Store) {
+    /// The store is open and recovered, and `journal` follows it: from now on all commands run.
+    pub fn open(&self, store: Store, journal: Option<Arc<Journal>>) {
+        if let Some(journal) = journal {
+            self.checkpoints.follow(Arc::clone(&journal));
+            self.journal.set(journal).ok().expect("a server opens one journal");
+        }
         self.checkpoints.open(&store, self.databases);
         // A pause that begins now finds the store open, or is found here.
         let _turn = self.pause.turn();
@@ -140,6 +148,14 @@ impl Deref for LateStore {
     type Target = Store;
     fn deref(&self) -> &Store {
         self.get().expect("commands that need the store are refused until it is open")
+    }
+}
+
+impl Context {
+    /// Whether replies wait until what they tell of is on the disk.
+    #[inline]
+    pub fn replies_wait(&self) -> bool {
+        self.journal.get().is_some_and(|journal| journal.policy() == AofSync::Always)
     }
 }
 

@@ -243,15 +243,36 @@ fn persistence(view: &View<'_>, to: &mut Fields) {
     );
     to.field("rdb_saves", checkpoints.completed);
     to.field("rdb_last_load_keys_loaded", recovery.keys);
-    to.field("aof_enabled", 0);
+    let journal = context.journal.get().map(|journal| journal.state());
+    to.field("aof_enabled", u8::from(journal.is_some()));
     to.field("aof_rewrite_in_progress", 0);
     to.field("aof_rewrite_scheduled", 0);
     to.field("aof_last_rewrite_time_sec", -1);
     to.field("aof_current_rewrite_time_sec", -1);
     to.field("aof_last_bgrewrite_status", "ok");
     to.field("aof_rewrites", 0);
-    to.field("aof_last_write_status", "ok");
-    to.field("aof_current_size", 0);
+    let failure = journal.as_ref().and_then(|journal| journal.failure.as_ref());
+    to.field("aof_last_write_status", ok_or_err(&failure));
+    let journal = journal.as_ref();
+    to.field("aof_current_size", journal.map_or(0, |journal| journal.bytes));
+    if let Some(journal) = journal {
+        let unsynced = context.store.redo_tail().saturating_sub(journal.durable) * 8;
+        to.field("aof_pending_rewrite", 0);
+        to.field("aof_buffer_length", journal.buffered);
+        to.field("aof_pending_bio_fsync", u8::from(unsynced > 0));
+        to.field("aof_delayed_fsync", journal.delayed);
+        to.field("aof_delayed_ms", journal.delayed_time.as_millis());
+        to.field("aof_part", journal.part);
+        to.field("aof_part_size", journal.part_bytes);
+        to.field("aof_entries", journal.entries);
+        to.field("aof_syncs", journal.syncs);
+        to.field("aof_unsynced_bytes", unsynced);
+        let age = journal.synced_at.map_or(-1, |at| at.elapsed().as_millis() as i64);
+        to.field("aof_last_sync_ago_ms", age);
+        if let Some(failure) = &journal.failure {
+            to.field("aof_last_error", one_line(failure));
+        }
+    }
     let settings = &context.config.config().persistence;
     to.field("checkpoint_enabled", u8::from(settings.checkpoint_enabled));
     to.field("checkpoint_interval_sec", settings.checkpoint_interval.as_secs_f64());

@@ -23,6 +23,7 @@ pub(crate) mod glob;
 pub(crate) mod http;
 pub(crate) mod info;
 pub(crate) mod input;
+pub mod journal;
 pub(crate) mod latency;
 pub(crate) mod lcs;
 pub mod lifecycle;

@@ -63,13 +63,15 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     live.on_change(follow(level));
     live.on_change(start::refuse_too_many_clients);
     let context = Arc::new(Context::with_config(live, directory.clone()));
+    context.config.on_change(start::follow_policy(&context));
     status.recovering(Arc::clone(&context));
     server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;
     // Clients are answered LOADING until the data is there.
     let server = Server::start(Arc::clone(&context), listeners).map_err(StartError::Thread)?;
     start::tell_listening(&context);
     let store = start::open_store(&config, &directory, rebuild_index)?;
-    context.open(store.clone());
+    let journal = start::open_journal(&context, &directory, &store)?;
+    context.open(store.clone(), journal.clone());
     start::tell_store(&context);
     status.ready();
     tracing::info!("ready");
@@ -78,6 +80,9 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     server.run();
     notify(NotifyState::Stopping);
     control.stop();
+    if let Some(journal) = &journal {
+        journal.stop();
+    }
     drop(status);
     store.close();
     tracing::info!("bye");

@@ -114,6 +114,7 @@ impl Collector for Scrape {
         memory(&mut page, &Usage::of(context, &stats))?;
         log(&mut page, context, &stats)?;
         checkpoints(&mut page, context)?;
+        journal(&mut page, context)?;
         keys(&mut page, context)
     }
 }
@@ -298,6 +299,30 @@ fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {
         page.gauge("ferrite_checkpoint_size_bytes", "Last checkpoint size", state.last_bytes)?;
     }
     Ok(())
+}
+
+fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
+    let Some(journal) = context.journal.get() else { return Ok(()) };
+    let state = journal.state();
+    page.gauge("ferrite_aof_size_bytes", "Bytes of the append-only file, all parts", state.bytes)?;
+    page.gauge("ferrite_aof_buffered_bytes", "Bytes that are not written yet", state.buffered)?;
+    page.counter("ferrite_aof_entries", "Entries taken", state.entries)?;
+    page.counter("ferrite_aof_syncs", "Syncs, each of a group of entries", state.syncs)?;
+    page.counter("ferrite_aof_delays", "Times that writes waited for a sync", state.delayed)?;
+    let waited = state.delayed_time.as_secs_f64();
+    page.counter("ferrite_aof_delay_seconds", "How long they waited", waited)?;
+    let failing = u64::from(state.failure.is_some());
+    page.gauge("ferrite_aof_failing", "1 while it cannot be written", failing)?;
+    let Some(times) = latency::percentiles(std::iter::once(journal.sync_latency())) else {
+        return Ok(());
+    };
+    let help = "How long syncs took";
+    page.family("ferrite_aof_sync_seconds", help, MetricType::Gauge, |family| {
+        for ((_, quantile), nanoseconds) in PERCENTILES.iter().zip(times) {
+            family.gauge("quantile", quantile, nanoseconds as f64 / 1e9)?;
+        }
+        Ok(())
+    })
 }
 
 fn keys(page: &mut Page<'_>, context: &Context) -> fmt::Result {

@@ -1,8 +1,10 @@
 //! What can stand in the way of a start, each with what to do about it; and what a start tells.
 
+use crate::aof::{Failure, Parts};
 use crate::config::{Config, ConfigError, Live, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
+use crate::journal::{self, Journal, ReplayError};
 use crate::listener::ListenError;
 use crate::logging;
 use crate::memory::Usage;
@@ -11,6 +13,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why the server did not start. `Display` is one line that ends with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,14 @@ pub enum StartError {
     /// The store did not open: its text says what to do.
     #[error(transparent)]
     Store(OpenError),
+    /// The append-only file.
+    #[error(transparent)]
+    Replay(ReplayError),
+    /// A new part of the append-only file.
+    #[error(
+        "{0}; free some space on that disk, or make it writable for the user that runs ferrite"
+    )]
+    Journal(Failure),
     /// No thread could be made.
     #[error("cannot start a thread: {}; raise the limit of processes (ulimit -u)", reason(.0))]
     Thread(io::Error),
@@ -107,6 +118,52 @@ pub fn open_store(
         }
         other => StartError::Store(other),
     })
+}
+
+/// Replays the append-only file into the store that was just opened, and follows it from now on; `None`
+/// when there is to be none.
+pub fn open_journal(
+    context: &Arc<Context>,
+    directory: &Path,
+    store: &Store,
+) -> Result<Option<Arc<Journal>>, StartError> {
+    let config = context.config.config();
+    let persistence = &config.persistence;
+    if !persistence.aof_enabled {
+        warn_of_unused_parts(directory, &persistence.aof_file);
+        return Ok(None);
+    }
+    let replay = journal::replay(store, directory, &persistence.aof_file);
+    let replay = replay.map_err(StartError::Replay)?;
+    let journal = Journal::start(store, context, replay, persistence.aof_sync);
+    journal.map(Some).map_err(StartError::Journal)
+}
+
+/// Without the append-only file its parts are neither read nor touched: better said than found out.
+fn warn_of_unused_parts(directory: &Path, aof_file: &str) {
+    if Parts::find(directory, aof_file).is_ok_and(|parts| !parts.is_empty()) {
+        tracing::warn!(
+            "{} is not replayed, since persistence.aof_enabled is false: what it has beyond the last              checkpoint is absent",
+            directory.join(aof_file).display()
+        );
+    }
+}
+
+/// CONFIG SET persistence.aof_sync.
+pub fn follow_policy(
+    context: &Arc<Context>,
+) -> impl Fn(&Config, &Config) -> Result<(), String> + use<> {
+    let context = Arc::downgrade(context);
+    move |old, new| {
+        let policy = new.persistence.aof_sync;
+        if policy != old.persistence.aof_sync
+            && let Some(context) = context.upgrade()
+            && let Some(journal) = context.journal.get()
+        {
+            journal.set_policy(policy);
+        }
+        Ok(())
+    }
 }
 
 /// What the store refuses: the value of a setting, or a size that follows from several.

@@ -24,6 +24,8 @@ pub struct Host {
     pub ledger: Ledger,
     /// The entry of the last command that ran.
     pub last_command: usize,
+    /// Connections some of whose replies wait for the disk.
+    pub gated: Vec<u32>,
     mailbox: Arc<Mailbox>,
 }
 
@@ -120,7 +122,14 @@ impl Mailbox {
 impl Worker {
     /// Worker `number` of the server.
     pub fn new(context: Arc<Context>, number: usize, mailbox: Arc<Mailbox>) -> Self {
-        let host = Host { context, number, ledger: Ledger::default(), last_command: 0, mailbox };
+        let host = Host {
+            context,
+            number,
+            ledger: Ledger::default(),
+            last_command: 0,
+            gated: Vec::new(),
+            mailbox,
+        };
         Self {
             host,
             session: None,
@@ -250,6 +259,7 @@ impl Worker {
                 wake(slot_of(token));
             }
         }
+        self.open_gates(&mut wake);
         let mut received = Received::default();
         for message in self.host.mailbox.take() {
             match message {
@@ -261,8 +271,10 @@ impl Worker {
                 Message::JobDone { slot, id, reply, run } => {
                     // It ran, even if nobody waits for it any more.
                     self.host.count_job(run);
+                    let waits = self.host.context.replies_wait();
+                    let position = if waits { self.host.context.store.redo_tail() } else { 0 };
                     if let Some(connection) = self.client(slot, id) {
-                        connection.finish_job(&reply);
+                        connection.finish_job(&reply, position);
                         wake(slot);
                     }
                 }
@@ -278,6 +290,18 @@ impl Worker {
             }
         }
         received
+    }
+    /// Lets go what the journal has made durable since.
+    fn open_gates(&mut self, mut wake: impl FnMut(u32)) {
+        let Self { host, connections, .. } = self;
+        for slot in std::mem::take(&mut host.gated) {
+            let Some(Some(connection)) = connections.get_mut(slot as usize) else { continue };
+            if connection.open_gate(host) {
+                host.gated.push(slot);
+            }
+            wake(slot);
+        }
+        host.gated.dedup();
     }
     /// The connection in that slot if it is still that client's.
     fn client(&mut self, slot: u32, id: u64) -> Option<&mut Connection> {

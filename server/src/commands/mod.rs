@@ -21,6 +21,7 @@ mod config;
 mod connection;
 mod expiry;
 mod info;
+mod journal;
 mod keys;
 mod lookup;
 mod spec;
@@ -50,6 +51,7 @@ const FAMILIES: &[&[CommandSpec]] = &[
     command::COMMANDS,
     connection::COMMANDS,
     info::COMMANDS,
+    journal::COMMANDS,
     keys::COMMANDS,
     string::COMMANDS,
     transaction::COMMANDS,

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn every_fault_is_told_with_its_line() {
         let (_, errors) = parse(
-            "[server]\nport = 99999\nprot = 1\nbind = \n[colud]\n[persistence]\naof_enabled = true\n",
+            "[server]\nport = 99999\nprot = 1\nbind = \n[colud]\n[persistence]\naof_retention = 9\n",
         );
         assert_eq!(errors.len(), 5, "{errors:#?}");
         assert_eq!(
@@ -260,8 +260,8 @@ mod tests {
         assert!(errors[3].starts_with("f.toml line 5: unknown section [colud]"), "{}", errors[3]);
         assert_eq!(
             errors[4],
-            "f.toml line 7: persistence.aof_enabled = \"true\" is not available in this version; \
-             use false"
+            "f.toml line 7: persistence.aof_retention = \"9\" is not available in this version; \
+             use 0"
         );
     }
 

@@ -266,14 +266,14 @@ mod tests {
             failed("TIMEOUT", "duplicate parameter")
         );
         assert_eq!(
-            error(&[("appendonly", "yes")]),
-            failed("appendonly", "not available in this version")
+            error(&[("persistence.aof_retention", "9")]),
+            failed("persistence.aof_retention", "not available in this version")
         );
         assert_eq!(error(&[("save", "x")]), failed("save", "Invalid save parameters"));
         assert!(
             Live::default()
                 .set(&[
-                    ("appendonly", "no"),
+                    ("appendfsync", "always"),
                     ("maxmemory", "0"),
                     ("maxmemory-policy", "noeviction")
                 ])

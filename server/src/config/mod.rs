@@ -34,7 +34,9 @@ pub use live::{Live, SetError, apply_limits};
 pub use machine::memory_limit;
 pub use rewrite::RewriteError;
 pub use table::{Applies, ROWS, Row, RowIndex};
-pub use typed::{Config, LogFormat, Logging, Metrics, Persistence, ServerSettings, Transport};
+pub use typed::{
+    AofSync, Config, LogFormat, Logging, Metrics, Persistence, ServerSettings, Transport,
+};
 pub use value::{Kind, Value};
 pub use values::{Source, Values};
 

@@ -230,11 +230,11 @@ pub const ROWS: &[Row] = &[
         "What goes when disk_budget is reached: none (writes are refused), oldest (not yet).").live(),
 
     Row::new("persistence.aof_enabled", Kind::Flag, "false",
-        "Logs every write to the append-only file. Becomes true by default once this version has it.").not_yet(),
+        "Logs every write to the append-only file, which a start replays beyond the last checkpoint."),
     Row::new("persistence.aof_sync", Kind::Choice(AOF_SYNC), "everysec",
-        "When the append-only file is synced: always, everysec, no.").not_yet(),
+        "When the append-only file is synced: always (before the reply), everysec, no.").live(),
     Row::new("persistence.aof_file", Kind::FileName { ending: ".aof" }, "appendonly.aof",
-        "Name of the append-only file.").not_yet(),
+        "Name of the append-only file: its newest part has it as a second name."),
     Row::new("persistence.aof_rewrite_percentage", Kind::Integer(0, i32::MAX as u64), "100",
         "Growth, in percent, at which the append-only file is rewritten; 0 never does.").not_yet(),
     Row::new("persistence.aof_rewrite_min_size", Kind::Size(0, MAX), "64MB",
@@ -329,8 +329,7 @@ mod tests {
     #[test]
     fn what_has_not_landed_is_refused() {
         for (name, value) in [
-            ("persistence.aof_enabled", "true"),
-            ("persistence.aof_sync", "always"),
+            ("persistence.aof_rewrite_percentage", "50"),
             ("storage.backend", "memory"),
             ("server.transport", "io_uring"),
             ("storage.eviction", "oldest"),
@@ -344,7 +343,7 @@ mod tests {
             assert_eq!(refused.redis, "not available in this version", "{name}");
         }
         for (name, value) in
-            [("persistence.aof_enabled", "no"), ("cloud.enabled", "false"), ("cloud.bucket", "")]
+            [("persistence.aof_retention", "0"), ("cloud.enabled", "false"), ("cloud.bucket", "")]
         {
             assert!(ROWS[find(name).expect(name).0].parse(value).is_ok(), "{name}");
         }

@@ -70,7 +70,33 @@ pub struct Persistence {
     pub checkpoint_enabled: bool,
     /// The time between them. Live.
     pub checkpoint_interval: Duration,
+    /// Whether every write goes to the append-only file.
+    pub aof_enabled: bool,
+    /// When it is synced. Live.
+    pub aof_sync: AofSync,
+    /// The name of its newest part in the data directory.
+    pub aof_file: String,
 }
+
+/// When the append-only file is synced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AofSync {
+    /// Before a reply tells of a write.
+    Always,
+    /// Each second.
+    Everysec,
+    /// When the system likes.
+    No,
+}
+
+impl AofSync {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Always, Self::Everysec, Self::No];
+}
+
+/// The ring through which writes reach the append-only file: some 20 ms of all that two cores can
+/// write.
+const REDO_RING_SIZE: u64 = 4 << 20;
 
 /// `[metrics]`
 #[derive(Clone, Debug)]
@@ -114,6 +140,13 @@ impl Config {
             persistence: Persistence {
                 checkpoint_enabled: read.flag("persistence.checkpoint_enabled"),
                 checkpoint_interval: read.duration("persistence.checkpoint_interval"),
+                aof_enabled: read.flag("persistence.aof_enabled"),
+                aof_sync: match read.choice("persistence.aof_sync") {
+                    "always" => AofSync::Always,
+                    "no" => AofSync::No,
+                    _ => AofSync::Everysec,
+                },
+                aof_file: read.text("persistence.aof_file").to_owned(),
             },
             metrics: Metrics {
                 enabled: read.flag("metrics.enabled"),
@@ -202,6 +235,7 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
             _ => IoChoice::Auto,
         },
         compress_images: read.flag("persistence.checkpoint_compression"),
+        redo_ring_size: if read.flag("persistence.aof_enabled") { REDO_RING_SIZE } else { 0 },
         file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
         ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
     })

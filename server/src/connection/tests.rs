@@ -431,7 +431,7 @@ fn until_the_store_is_open_only_what_does_not_need_it_runs() {
         assert!(info.contains(field), "{field} in {info}");
     }
     let store = Store::open(Config::new(wire.directory.path())).unwrap();
-    wire.context.open(store);
+    wire.context.open(store, None);
     // On the same connection, in the same database, in the same transaction.
     assert_eq!(wire.text(b"GET a\r\nEXEC\r\n"), "+QUEUED\r\n*2\r\n$1\r\ny\r\n$-1\r\n");
     assert!(wire.text(b"CLIENT INFO\r\n").contains(" name=me "));

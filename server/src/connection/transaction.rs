@@ -73,11 +73,16 @@ impl Connection {
         }
         let Self { client, queue, output, op, .. } = self;
         let op = queue.front_mut().map_or(op, |queued| &mut queued.op);
+        let begun = output.len();
         transaction::execute(&transaction, alone.as_mut(), op, client, output, host);
         drop(alone);
         if std::mem::take(&mut self.client.saves_afterwards) {
             host.context.checkpoints.schedule();
             host.context.bell.notify_one();
+        }
+        self.depend_on_all(host);
+        if self.output.len() > begun {
+            self.gate.reply(begun);
         }
         let counters = host.counters();
         counters.commands.add(1);

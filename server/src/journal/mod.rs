@@ -1,0 +1,256 @@
+//! The journal: takes what the store's writes leave in the redo log to the append-only file, and tells
+//! how far it is safe.
+//!
+//! ```text
+//!   store ── redo ring ── thread.rs ── aof::PartWriter ── appendonly.000012.aof
+//!                            │  group commit, policy, cuts, failures
+//!                            └── durable position ── replies that wait (`always`), AOF SYNC
+//! ```
+//!
+//! Promises, by policy:
+//!
+//! * `always`: no reply tells of a write, own or other, that is not on the disk.
+//! * `everysec`: what was acknowledged a second ago is on the disk. While the disk is slower than that,
+//!   writes wait ([`State::delayed`] counts it).
+//! * `no`: the system writes when it likes.
+//!
+//! After a write or a sync has failed, nothing is known of the end of that part: writes are refused,
+//! until a checkpoint holds everything and a new part has begun at its cut. That is tried again and
+//! again, so it heals when the disk does. A disk that is nearly full refuses writes before one fails.
+
+mod replay;
+mod thread;
+
+pub use replay::{Recovered, ReplayError, replay};
+
+use crate::aof::{Failure, Header, LocalFiles, PartWriter, Start};
+use crate::config::AofSync;
+use crate::context::{Context, unix_ms};
+use crate::latency::Latency;
+use ferrite_hybridlog::Store;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The journal of one server.
+pub struct Journal {
+    shared: Arc<Shared>,
+    store: Store,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the journal's threads and its users share.
+struct Shared {
+    policy: AtomicU8,
+    /// Somebody waits for more than the policy gives.
+    sync_wanted: AtomicBool,
+    stopping: AtomicBool,
+    failing: AtomicBool,
+    state: Mutex<State>,
+    advanced: Condvar,
+    /// Who waits on `advanced`.
+    waiting: AtomicU64,
+    /// Parts that are there, by number.
+    parts: Mutex<BTreeMap<u64, Part>>,
+    syncs: Latency,
+    /// For the checkpoint that heals a failure.
+    context: Weak<Context>,
+    heal: Mutex<Heal>,
+}
+
+/// A part that is there.
+#[derive(Clone, Debug)]
+struct Part {
+    start: Start,
+    path: PathBuf,
+    /// Its bytes; the newest part's grow.
+    length: u64,
+}
+
+/// How a failure is being healed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Heal {
+    /// There is nothing to heal.
+    #[default]
+    No,
+    /// Checkpoints are tried until one is complete whose cut began a new part.
+    Trying,
+    /// This checkpoint is complete.
+    Complete(u64),
+    /// This one was not completed.
+    Incomplete,
+}
+
+/// How the journal does.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Bytes of the newest part.
+    pub part_bytes: u64,
+    /// Bytes of all parts that are there.
+    pub bytes: u64,
+    /// The number of the newest part.
+    pub part: u64,
+    /// Bytes that are in memory only.
+    pub buffered: u64,
+    /// Up to where everything is on the disk.
+    pub durable: u64,
+    /// Why nothing can be written, if so.
+    pub failure: Option<String>,
+    /// How often writes had to wait for the disk under `everysec`.
+    pub delayed: u64,
+    /// How long they waited, in all.
+    pub delayed_time: Duration,
+    /// Syncs so far.
+    pub syncs: u64,
+    /// Entries so far.
+    pub entries: u64,
+    /// When the last sync was complete.
+    pub synced_at: Option<Instant>,
+}
+
+impl Journal {
+    /// Begins a new part after what `recovered` tells, and takes the store's redo log from now on.
+    /// A failure is healed by checkpoints of `context`.
+    pub fn start(
+        store: &Store,
+        context: &Arc<Context>,
+        recovered: Recovered,
+        policy: AofSync,
+    ) -> Result<Arc<Self>, Failure> {
+        let reader =
+            store.redo().expect("the store was opened with a redo log, and nobody reads it");
+        let position = store.redo_tail();
+        let Recovered { directory, aof_file, next, mut parts, .. } = recovered;
+        let header = Header { time_ms: unix_ms().max(next.time_ms), ..next };
+        let writer = PartWriter::begin(LocalFiles, &directory, &aof_file, header, position)?;
+        let part = Part { start: header.start, path: writer.path().to_owned(), length: 0 };
+        parts.insert(header.number, part);
+        let shared = Arc::new(Shared {
+            policy: AtomicU8::new(policy as u8),
+            sync_wanted: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            state: Mutex::new(State { durable: position, ..State::default() }),
+            advanced: Condvar::new(),
+            waiting: AtomicU64::new(0),
+            parts: Mutex::new(parts),
+            syncs: Latency::default(),
+            context: Arc::downgrade(context),
+            heal: Mutex::default(),
+        });
+        store.track_readers(policy == AofSync::Always);
+        let thread = thread::start(reader, writer, Arc::clone(&shared), store.clone());
+        Ok(Arc::new(Self { shared, store: store.clone(), thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> AofSync {
+        self.shared.policy()
+    }
+
+    /// Changes the policy. Blocks shortly.
+    pub fn set_policy(&self, policy: AofSync) {
+        // Before the first reply that waits, after the last.
+        if policy == AofSync::Always {
+            self.store.track_readers(true);
+        }
+        self.shared.policy.store(policy as u8, Ordering::SeqCst);
+        if policy != AofSync::Always {
+            self.store.track_readers(false);
+        }
+        self.store.wake_redo();
+    }
+
+    /// Waits until everything that was written before is on the disk, at most for so long. An error
+    /// says why it is not.
+    pub fn sync(&self, at_most: Option<Duration>) -> Result<(), String> {
+        self.wait_for(self.store.redo_tail(), at_most)
+    }
+
+    /// The same for what was written up to `position`.
+    pub fn wait_for(&self, position: u64, at_most: Option<Duration>) -> Result<(), String> {
+        let until = at_most.and_then(|time| Instant::now().checked_add(time));
+        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut state = lock(&self.shared.state);
+        let result = loop {
+            if state.durable >= position {
+                break Ok(());
+            }
+            if let Some(failure) = &state.failure {
+                break Err(failure.clone());
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                break Err("it took too long".into());
+            }
+            self.shared.sync_wanted.store(true, Ordering::SeqCst);
+            self.store.wake_redo();
+            let wait = self.shared.advanced.wait_timeout(state, Duration::from_millis(50));
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        drop(state);
+        self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    /// Whether nothing can be written, and what was not durable then may be lost.
+    #[inline]
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::SeqCst)
+    }
+
+    /// How it does.
+    pub fn state(&self) -> State {
+        let mut state = lock(&self.shared.state).clone();
+        let earlier: u64 = lock(&self.shared.parts).values().rev().skip(1).map(|p| p.length).sum();
+        state.bytes = earlier + state.part_bytes;
+        state
+    }
+
+    /// How long syncs took.
+    pub fn sync_latency(&self) -> &Latency {
+        &self.shared.syncs
+    }
+
+    /// Removes the parts that no kept checkpoint needs, the oldest of which is `checkpoint`.
+    pub fn forget_before(&self, checkpoint: u64) {
+        let mut parts = lock(&self.shared.parts);
+        let first = parts.iter().rev().find(|(_, part)| {
+            matches!(part.start, Start::Checkpoint(n) | Start::Only(n) if n == checkpoint)
+        });
+        let Some((&first, _)) = first else { return };
+        let kept = parts.split_off(&first);
+        for (_, part) in std::mem::replace(&mut *parts, kept) {
+            match fs::remove_file(&part.path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!("removing {} failed: {e}", part.path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes and syncs what is there and ends. No command runs any more.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.store.wake_redo();
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic of the thread has ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn policy(&self) -> AofSync {
+        AofSync::ALL[usize::from(self.policy.load(Ordering::SeqCst))]
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,321 @@
+//! What a start does with the append-only file: finds the parts that go on from the checkpoint that was
+//! recovered, does their commands again, and cuts off what was not completely written.
+//!
+//! Nothing is deleted: what does not belong to the chain that is replayed is moved to `quarantine/` in
+//! the data directory. The clock stands at the checkpoint meanwhile, so that a key does not expire that
+//! a later command of the file still finds.
+//!
+//! A second start after a crash in here finds the same: until the end only the store's memory and
+//! segments that no checkpoint knows are written; then the torn end is cut, and a new part begun.
+
+use super::Part;
+use crate::aof::{
+    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Start, Torn,
+    format_time,
+};
+use crate::context::unix_ms;
+use ferrite_hybridlog::{BlockingSession, Change, Database, OperationError, Store};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The folder for files that are not understood, or no longer part of anything.
+const QUARANTINE: &str = "quarantine";
+/// Between two lines that tell how far a replay is.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// What a replay found, and what goes on from it.
+#[derive(Debug)]
+pub struct Recovered {
+    pub(super) directory: PathBuf,
+    pub(super) aof_file: String,
+    /// The first line of the part that is to begin.
+    pub(super) next: Header,
+    /// Parts that stay.
+    pub(super) parts: BTreeMap<u64, Part>,
+    /// Effects that took place again.
+    pub entries: u64,
+    /// Bytes of the parts that were read.
+    pub bytes: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// Why a start does not use the append-only file, and does not go on without it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// The parts do not fit together.
+    #[error(
+        "AOF: refused {}: {source}; put the missing files (and the folder `checkpoints`) back, or move all \
+         of the append-only file's parts aside to start without them",
+        .directory.display()
+    )]
+    Chain {
+        /// Their folder.
+        directory: PathBuf,
+        /// What is wrong.
+        source: ChainError,
+    },
+    /// A part cannot be read.
+    #[error(transparent)]
+    Part(#[from] ReadError),
+    /// A command that this version does not know.
+    #[error(
+        "AOF: refused {}: {command} stands behind offset {offset}, which this version does not replay; \
+         start with the version that wrote it, or cut it off there with: ferrite aof truncate --to-offset \
+         {offset} {}",
+        .path.display(), .path.display()
+    )]
+    Command {
+        /// The part.
+        path: PathBuf,
+        /// What comes before is known.
+        offset: u64,
+        /// How the command begins.
+        command: String,
+    },
+    /// The store does not take a command.
+    #[error("the append-only file cannot be replayed: {0}")]
+    Store(#[from] OperationError),
+    /// A file cannot be moved or cut.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Brings `store`, which has just been opened, to where the append-only file in `directory` ends.
+pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recovered, ReplayError> {
+    let since = Instant::now();
+    let recovery = store.recovery();
+    let origin = recovery.checkpoint.map_or(Origin::Empty, Origin::Checkpoint);
+    let files = Files { directory, parts: find(directory, aof_file)? };
+    files.set_unbegun_aside()?;
+    files.set_moved_aside(aof_file)?;
+    let number = find(directory, aof_file)?.next_number();
+    let chain = match find(directory, aof_file)?.chain(origin) {
+        Ok(chain) => chain,
+        Err(ChainError::NoStart { .. }) if origin != Origin::Empty => {
+            tracing::warn!(
+                "no part of the append-only file goes on from checkpoint {}: the data is that of {}",
+                recovery.checkpoint.unwrap_or(0),
+                format_time(recovery.taken_at_ms)
+            );
+            Chain { links: Vec::new(), gap: None }
+        }
+        Err(source) => {
+            return Err(ReplayError::Chain { directory: directory.to_owned(), source });
+        }
+    };
+    let mut replay = Replay::new(&chain, None)?;
+    store.stop_clock(true);
+    let played = play(store, &mut replay, &chain);
+    store.stop_clock(false);
+    played?;
+    let done = replay.replayed();
+    if let Some(gap) = &chain.gap {
+        files.set_behind_aside(done.stands.map_or(0, |before| before.number), gap)?;
+    }
+    if let Some(torn) = &done.torn {
+        tracing::warn!("{torn}");
+        files.cut(torn)?;
+    }
+    let start = match (done.stands, origin) {
+        (Some(_), _) => Start::Part,
+        (None, Origin::Empty) => Start::Empty,
+        (None, Origin::Checkpoint(number)) => Start::Checkpoint(number),
+    };
+    let time_ms = done.time_ms.max(recovery.taken_at_ms).max(unix_ms());
+    let parts = find(directory, aof_file)?.parts().clone();
+    let parts = parts
+        .into_iter()
+        .map(|(number, part)| {
+            let part = Part { start: part.header.start, path: part.path, length: part.length };
+            (number, part)
+        })
+        .collect();
+    let duration = since.elapsed();
+    if done.stands.is_some() {
+        tracing::info!(
+            "replayed {} entries, {} bytes, of {} parts of the append-only file in {:.1} ms",
+            done.entries,
+            done.bytes,
+            chain.links.len(),
+            duration.as_secs_f64() * 1000.0
+        );
+    }
+    Ok(Recovered {
+        directory: directory.to_owned(),
+        aof_file: aof_file.to_owned(),
+        next: Header { number, start, before: done.stands, time_ms },
+        parts,
+        entries: done.entries,
+        bytes: done.bytes,
+        duration,
+    })
+}
+
+fn find(directory: &Path, aof_file: &str) -> Result<Parts, ReplayError> {
+    let refused = |source| ReplayError::Chain { directory: directory.to_owned(), source };
+    Parts::find(directory, aof_file).map_err(refused)
+}
+
+/// Applies all entries.
+fn play(store: &Store, replay: &mut Replay, chain: &Chain) -> Result<(), ReplayError> {
+    let mut session = store.blocking_session();
+    let mut told = Instant::now();
+    while let Some(entry) = replay.next_entry()? {
+        let position = entry.position;
+        if let Some(command) = apply(store, &mut session, &entry)? {
+            let stands = replay.replayed().stands;
+            let link =
+                chain.links.iter().find(|l| Some(l.header.number) == stands.map(|s| s.number));
+            let path = link.map_or_else(PathBuf::new, |link| link.path.clone());
+            let offset = stands.map_or(0, |stands| stands.length);
+            return Err(ReplayError::Command { path, offset, command });
+        }
+        if position.is_multiple_of(4096) && told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            let done = replay.replayed();
+            let (bytes, all) = (done.bytes >> 20, done.bytes_total >> 20);
+            tracing::info!("replaying the append-only file: {bytes} of {all} MiB");
+        }
+    }
+    Ok(())
+}
+
+/// Applies one entry. The beginning of a command that is not known is the answer.
+fn apply(
+    store: &Store,
+    session: &mut BlockingSession,
+    entry: &Entry<'_>,
+) -> Result<Option<String>, OperationError> {
+    let db = Database(entry.database);
+    let mut change = |key: &[u8], change: Change<'_>| {
+        session.run(|inside, op| inside.update(op, db, key, |_, _| (change, ())))
+    };
+    match entry.effect {
+        Effect::Put { key, value, expires_at_ms } => {
+            change(key, Change::Put { value, expires_at_ms, encoding: 0 })?;
+        }
+        Effect::Delete { key } => change(key, Change::Delete)?,
+        Effect::Expire { key, at_ms } => change(key, Change::Expire(Some(at_ms)))?,
+        Effect::Persist { key } => change(key, Change::Expire(None))?,
+        Effect::Flush => store.flush_database(db)?,
+        Effect::FlushAll => store.flush_all()?,
+        Effect::Swap { with } => store.swap_databases(db, Database(with))?,
+        // A block holds whole transactions, and nobody looks on.
+        Effect::Begin | Effect::End => {}
+        Effect::Verbatim { command } => {
+            let text = String::from_utf8_lossy(&command[..command.len().min(40)]);
+            return Ok(Some(text.escape_debug().to_string()));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of the append-only file, as a start finds them.
+struct Files<'a> {
+    directory: &'a Path,
+    parts: Parts,
+}
+
+impl Files<'_> {
+    /// Files that were begun and hold nothing.
+    fn set_unbegun_aside(&self) -> Result<(), ReplayError> {
+        self.parts.unbegun().iter().try_for_each(|torn| {
+            tracing::warn!("{torn}");
+            self.set_aside(&torn.path)
+        })
+    }
+
+    /// Whoever moves `appendonly.aof` away means the part that it is a name of.
+    fn set_moved_aside(&self, aof_file: &str) -> Result<(), ReplayError> {
+        if self.parts.has_alias() {
+            return Ok(());
+        }
+        let Some((_, part)) = self.parts.parts().last_key_value() else { return Ok(()) };
+        tracing::warn!(
+            "{} was moved away: its part {} is set aside too",
+            self.directory.join(aof_file).display(),
+            part.path.display()
+        );
+        part.copies.iter().try_for_each(|path| self.set_aside(path))
+    }
+
+    /// Parts that cannot be applied.
+    fn set_behind_aside(&self, last: u64, gap: &Gap) -> Result<(), ReplayError> {
+        let behind = self.parts.parts().range(last + 1..);
+        let bytes: u64 = behind.clone().map(|(_, part)| part.length).sum();
+        match gap {
+            // A crash came before the checkpoint was complete that it goes on from.
+            Gap::Only { .. } => tracing::warn!("{gap}: it is set aside"),
+            _ => tracing::warn!(
+                "AOF: cut after part {last}: {gap}; the {bytes} bytes of the parts behind it are set aside"
+            ),
+        }
+        for (_, part) in behind {
+            part.copies.iter().try_for_each(|path| self.set_aside(path))?;
+        }
+        Ok(())
+    }
+
+    fn set_aside(&self, path: &Path) -> Result<(), ReplayError> {
+        let folder = self.quarantine()?;
+        let to = free_name(&folder, path);
+        let io = |source| ReplayError::Io { action: "move aside", path: path.to_owned(), source };
+        match fs::rename(path, &to) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            done => done.map_err(io)?,
+        }
+        sync_directory(&folder)?;
+        sync_directory(self.directory)
+    }
+
+    fn quarantine(&self) -> Result<PathBuf, ReplayError> {
+        let folder = self.directory.join(QUARANTINE);
+        let made = fs::create_dir_all(&folder);
+        made.map_err(|source| ReplayError::Io { action: "make", path: folder.clone(), source })?;
+        Ok(folder)
+    }
+
+    /// Cuts a torn end off, once its bytes are aside.
+    fn cut(&self, torn: &Torn) -> Result<(), ReplayError> {
+        let folder = self.quarantine()?;
+        let to = free_name(&folder, &torn.path);
+        let io = |source| ReplayError::Io { action: "cut", path: torn.path.clone(), source };
+        let mut file = OpenOptions::new().read(true).write(true).open(&torn.path).map_err(io)?;
+        file.seek(io::SeekFrom::Start(torn.offset)).map_err(io)?;
+        let mut aside = File::create_new(&to).map_err(io)?;
+        io::copy(&mut (&mut file).take(torn.lost_bytes), &mut aside).map_err(io)?;
+        aside.sync_all().map_err(io)?;
+        sync_directory(&folder)?;
+        sync_directory(self.directory)?;
+        file.set_len(torn.offset).map_err(io)?;
+        file.sync_all().map_err(io)
+    }
+}
+
+/// A name in `folder` that nothing has, after that of `path`.
+fn free_name(folder: &Path, path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_owned();
+    let names = (1..).map(|n| {
+        let mut name = name.clone();
+        name.push(format!(".{n}"));
+        folder.join(name)
+    });
+    names.into_iter().find(|path| !path.exists()).expect("one of all numbers is free")
+}
+
+fn sync_directory(path: &Path) -> Result<(), ReplayError> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| ReplayError::Io { action: "sync", path: path.to_owned(), source })
+}
