@@ -9,7 +9,7 @@ use ferrite_hybridlog::{
     Change, Config, Database, Inside, Operation, OperationError, Session, Stop, Store,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::{FUTURE, PAST, layout, tiny};
 
@@ -102,61 +102,78 @@ fn sum(s: &mut ferrite_hybridlog::BlockingSession) -> u64 {
     values.iter().sum()
 }
 
-/// Two sessions of transactions, a reader, checkpoints, flushes and the expiry cycle; then the power
-/// goes, and what the last checkpoint has is from their midst.
+/// Tells the others to end when a thread ends, by a panic too.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Two sessions of transactions, a reader, flushes, the expiry cycle and checkpoints, of which the
+/// last one is from their midst; then the power goes. And again, on what it left.
 fn transactions(config: &Config, rounds: u64) {
-    let device = FaultDevice::new();
-    let store = support::open(config, &device);
-    store.pause_expiry_cycle(false);
-    let mut s = store.blocking_session();
-    s.upsert(DB, b"a", &TOTAL.to_le_bytes()).expect("writes");
-    s.upsert(DB, b"b", &0u64.to_le_bytes()).expect("writes");
-    store.checkpoint().expect("checkpoints");
-    let working = AtomicU64::new(2);
-    support::threads(|scope| {
-        for t in 0..2 {
-            let (store, working) = (&store, &working);
-            scope.spawn(move || {
-                let mut session = store.session(|| {});
-                for i in 0..rounds {
-                    transaction(&mut session, t, i).expect("a transaction");
+    let mut device = FaultDevice::new();
+    {
+        let store = support::open(config, &device);
+        let mut s = store.blocking_session();
+        s.upsert(DB, b"a", &TOTAL.to_le_bytes()).expect("writes");
+        s.upsert(DB, b"b", &0u64.to_le_bytes()).expect("writes");
+        store.checkpoint().expect("checkpoints");
+    }
+    for round in 0..rounds {
+        let store = support::open(config, &device);
+        store.pause_expiry_cycle(false);
+        let found = sum(&mut store.blocking_session());
+        assert_eq!(found, TOTAL, "half of a transaction in a cut");
+        let stop = AtomicBool::new(false);
+        support::threads(|scope| {
+            for t in 0..2 {
+                let (store, stop) = (&store, &stop);
+                scope.spawn(move || {
+                    let _stop = StopAtEnd(stop);
+                    let mut session = store.session(|| {});
+                    let mut i = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        transaction(&mut session, t, i).expect("a transaction");
+                        i += 1;
+                        // The log is to stay small: a start reads all of it.
+                        std::thread::sleep(Duration::from_micros(300));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let _stop = StopAtEnd(&stop);
+                let mut s = store.blocking_session();
+                let mut i = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(sum(&mut s), TOTAL, "half of a transaction was seen");
+                    i += 1;
+                    s.upsert(OTHERS[0], &(i % 20).to_le_bytes(), &[3; 500]).expect("writes");
+                    if i.is_multiple_of(50) {
+                        store.flush_database(OTHERS[1]).expect("flushes");
+                    }
                 }
-                working.fetch_sub(1, Ordering::Relaxed);
             });
-        }
-        scope.spawn(|| {
-            let mut s = store.blocking_session();
-            let mut i = 0u64;
-            while working.load(Ordering::Relaxed) > 0 {
-                assert_eq!(sum(&mut s), TOTAL, "half of a transaction was seen");
-                i += 1;
-                s.upsert(OTHERS[0], &(i % 20).to_le_bytes(), &[3; 500]).expect("writes");
-                if i.is_multiple_of(50) {
-                    store.flush_database(OTHERS[1]).expect("flushes");
-                }
+            let _stop = StopAtEnd(&stop);
+            for _ in 0..4 {
+                store.checkpoint().expect("checkpoints");
             }
         });
-        while working.load(Ordering::Relaxed) > 0 {
-            store.checkpoint().expect("checkpoints");
-        }
-    });
-    assert_eq!(sum(&mut s), TOTAL);
-    drop(s);
-    drop(store);
-    for seed in 0..4 {
-        let store = support::open(config, &device.crash(seed));
-        assert_eq!(sum(&mut store.blocking_session()), TOTAL, "half of a transaction in a cut");
+        drop(store);
+        device = device.crash(round);
     }
 }
 
 #[test]
 fn transactions_are_whole_to_readers_and_in_every_cut_on_two_pages() {
-    transactions(&tiny(), 250);
+    transactions(&tiny(), 8);
 }
 
 #[test]
 fn transactions_are_whole_on_a_ring_of_eight_pages() {
-    transactions(&layout("simulated".as_ref(), 8192, 8), 500);
+    transactions(&layout("simulated".as_ref(), 8192, 8), 8);
 }
 
 /// A store whose keys 0..100 are on the device alone.

@@ -43,7 +43,7 @@ pub struct Alone<'s> {
     pub(super) generation: &'s mut u64,
     pub(super) scratch: &'s mut Scratch,
     pub(super) now_ms: u64,
-    pub(super) _closed: Closed<'s>,
+    pub(super) _closed: Option<Closed<'s>>,
 }
 
 impl Alone<'_> {
