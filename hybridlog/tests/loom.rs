@@ -19,6 +19,8 @@ mod boundaries;
 mod page_table;
 #[path = "../src/record.rs"]
 mod record;
+#[path = "../src/redo/ring.rs"]
+mod ring;
 #[path = "../src/seqlock.rs"]
 mod seqlock;
 #[path = "../src/sync.rs"]
@@ -32,6 +34,7 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 use page_table::PageTable;
 use record::{Draft, RecordRef, Step, write_record};
+use ring::{Header, Ring};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use sync::{AtomicU64, Ordering::Relaxed};
@@ -335,5 +338,73 @@ fn a_page_that_moves_is_whole_in_both_places() {
         }
         bytes[0].set(0);
         reading.join().unwrap();
+    });
+}
+
+/// Each entry of the redo ring has words of its own, and is read only once it was filled, in the order
+/// of the reservations. Steps: redo_reserve_in_two_steps, redo_header_release, redo_header_acquire.
+#[test]
+fn an_entry_of_the_redo_ring_is_read_whole() {
+    check(3, || {
+        let ring = Arc::new(Ring::new(4));
+        let words = Arc::new([Cell::new(0), Cell::new(0)]);
+        let writers: Vec<_> = (1..=2u32)
+            .map(|writer| {
+                let (ring, words) = (Arc::clone(&ring), Arc::clone(&words));
+                thread::spawn(move || {
+                    let entry = ring.reserve(2).expect("the ring holds both");
+                    words[entry.position as usize / 2].set(u64::from(writer));
+                    entry.finish(1, writer);
+                })
+            })
+            .collect();
+        let mut at = 0;
+        let mut read = |at: &mut u64| {
+            while *at < 4
+                && let Some(header) = ring.header(*at)
+            {
+                let word = words[*at as usize / 2].get();
+                assert_eq!(word, u64::from(header.tag()), "another entry's words");
+                *at += header.words();
+            }
+        };
+        read(&mut at);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        read(&mut at);
+        assert_eq!(at, 4, "an entry is missing");
+    });
+}
+
+/// Room in the redo ring is used again only after it was read and cleared. Steps: redo_limit_release,
+/// redo_limit_acquire, redo_without_clear.
+#[test]
+fn room_in_the_redo_ring_is_cleared_before_it_is_used_again() {
+    check(3, || {
+        let ring = Arc::new(Ring::new(4));
+        let words = Arc::new([Cell::new(1), Cell::new(1)]);
+        for _ in 0..2 {
+            ring.reserve(2).expect("it is empty").finish(1, 1);
+        }
+        let writer = thread::spawn({
+            let (ring, words) = (Arc::clone(&ring), Arc::clone(&words));
+            move || {
+                let Some(entry) = ring.reserve(2) else { return false };
+                assert_eq!(entry.position, 4);
+                assert_eq!(words[0].get(), 0, "it was not read yet");
+                words[0].set(2);
+                assert!(ring.header(4).is_none(), "what was there before is still there");
+                entry.finish(1, 2);
+                true
+            }
+        });
+        for at in [0, 2] {
+            let header = ring.header(at).expect("it was filled before the threads began");
+            assert_eq!(words[at as usize / 2].get(), 1);
+            words[at as usize / 2].set(0);
+            ring.clear(at, header.words());
+        }
+        ring.release(4);
+        let wrote = writer.join().unwrap();
+        assert_eq!(ring.header(4).map(Header::tag), wrote.then_some(2));
     });
 }
