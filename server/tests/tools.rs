@@ -77,7 +77,9 @@ fn truncate_and_cat_work_on_what_a_server_left() {
     store(directory, 9);
     let cut = ferrite(directory, "aof truncate --to-time 1970-01-01T00:00:04Z data");
     assert_eq!((cut.status.code(), text(&cut.stderr)), (Some(0), ""));
-    assert!(text(&cut.stdout).contains("bytes are kept in data/appendonly.000001.aof.cut-"));
+    assert!(
+        text(&cut.stdout).contains("bytes are kept in data/quarantine/appendonly.000001.aof.cut-")
+    );
     let cat = ferrite(directory, "aof cat --raw data");
     assert_eq!(text(&cat.stdout).matches("$3\r\nSET\r\n").count(), 4);
     let error = ferrite(directory, "aof truncate --to-time 0 data");

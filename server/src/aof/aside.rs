@@ -1,9 +1,13 @@
-//! Cutting a part short without losing a byte: what is cut off is kept in a file beside it.
+//! Cutting a part short, and moving files out of the way, without losing a byte: what is cut off or
+//! not understood is kept in the folder `quarantine` beside the parts.
 
 use super::files::{Files as _, LocalFiles};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+
+/// The folder for what is cut off, or not understood.
+pub const QUARANTINE: &str = "quarantine";
 
 /// Cuts the file at `offset`. What lies behind is on disk in the file that is answered before the
 /// file is any shorter.
@@ -23,6 +27,7 @@ pub fn cut_tail(path: &Path, offset: u64) -> io::Result<PathBuf> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     kept.sync_all()?;
+    LocalFiles.sync_directory(directory_of(&aside))?;
     LocalFiles.sync_directory(directory_of(path))?;
     file.set_len(offset)?;
     file.sync_all()?;
@@ -34,7 +39,8 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     path.symlink_metadata()?;
     // The name is taken first, so that nothing that has it is replaced.
     let (aside, _) = new_file(path, 0)?;
-    std::fs::rename(path, &aside)?;
+    fs::rename(path, &aside)?;
+    LocalFiles.sync_directory(directory_of(&aside))?;
     LocalFiles.sync_directory(directory_of(path))?;
     Ok(aside)
 }
@@ -47,8 +53,11 @@ pub fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// A new file `PATH.cut-OFFSET`, or with `.2`, `.3` ... behind it.
+/// A new file `quarantine/NAME.cut-OFFSET`, or with `.2`, `.3` ... behind it.
 fn new_file(path: &Path, offset: u64) -> io::Result<(PathBuf, File)> {
+    let folder = directory_of(path).join(QUARANTINE);
+    fs::create_dir_all(&folder)?;
+    let path = folder.join(path.file_name().unwrap_or_default());
     for attempt in 1u32.. {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".cut-{offset:015}"));
@@ -68,7 +77,6 @@ fn new_file(path: &Path, offset: u64) -> io::Result<(PathBuf, File)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn what_is_cut_off_is_kept_each_time() {
@@ -76,10 +84,16 @@ mod tests {
         let path = directory.path().join("appendonly.000012.aof");
         fs::write(&path, "0123456789").expect("written");
         let first = cut_tail(&path, 7).expect("cut");
-        assert_eq!(first, directory.path().join("appendonly.000012.aof.cut-000000000000007"));
+        assert_eq!(
+            first,
+            directory.path().join("quarantine/appendonly.000012.aof.cut-000000000000007")
+        );
         fs::write(&path, "0123456xyz").expect("written");
         let second = cut_tail(&path, 7).expect("cut");
-        assert_eq!(second, directory.path().join("appendonly.000012.aof.cut-000000000000007.2"));
+        assert_eq!(
+            second,
+            directory.path().join("quarantine/appendonly.000012.aof.cut-000000000000007.2")
+        );
         let read = |path: &Path| fs::read_to_string(path).expect("read");
         assert_eq!(
             (read(&path), read(&first), read(&second)),

@@ -40,7 +40,7 @@ pub enum Run {
     /// On the store, inside a batch. Must not block.
     Inside(fn(&mut Call<'_, '_>) -> Outcome),
     /// Outside of any batch: for what takes a safepoint, locks or waits. What writes runs alone
-    /// ([`OutsideCall::alone`]).
+    /// (`OutsideCall::alone`).
     Outside(fn(&mut OutsideCall<'_>) -> Outcome),
     /// EXEC: what its client has collected runs, each command by its own row.
     Transaction,

@@ -10,19 +10,16 @@
 
 use super::Part;
 use crate::aof::{
-    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Start, Torn,
+    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Torn, aside,
     format_time,
 };
 use crate::context::unix_ms;
 use ferrite_hybridlog::{BlockingSession, Change, Database, OperationError, Store};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The folder for files that are not understood, or no longer part of anything.
-const QUARANTINE: &str = "quarantine";
 /// Between two lines that tell how far a replay is.
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -126,14 +123,9 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     }
     if let Some(torn) = &done.torn {
         tracing::warn!("{torn}");
-        files.cut(torn)?;
+        files.cut(torn, done.stands.map_or(0, |before| before.number))?;
     }
-    let start = match (done.stands, origin) {
-        (Some(_), _) => Start::Part,
-        (None, Origin::Empty) => Start::Empty,
-        (None, Origin::Checkpoint(number)) => Start::Checkpoint(number),
-    };
-    let time_ms = done.time_ms.max(recovery.taken_at_ms).max(unix_ms());
+    let next = done.next_header(origin, number, recovery.taken_at_ms.max(unix_ms()));
     let parts = find(directory, aof_file)?.parts().clone();
     let parts = parts
         .into_iter()
@@ -155,7 +147,7 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     Ok(Recovered {
         directory: directory.to_owned(),
         aof_file: aof_file.to_owned(),
-        next: Header { number, start, before: done.stands, time_ms },
+        next,
         parts,
         entries: done.entries,
         bytes: done.bytes,
@@ -259,7 +251,8 @@ impl Files<'_> {
             // A crash came before the checkpoint was complete that it goes on from.
             Gap::Only { .. } => tracing::warn!("{gap}: it is set aside"),
             _ => tracing::warn!(
-                "AOF: cut after part {last}: {gap}; the {bytes} bytes of the parts behind it are set aside"
+                "{}; the {bytes} bytes of the parts behind it are set aside",
+                gap.warning()
             ),
         }
         for (_, part) in behind {
@@ -269,53 +262,24 @@ impl Files<'_> {
     }
 
     fn set_aside(&self, path: &Path) -> Result<(), ReplayError> {
-        let folder = self.quarantine()?;
-        let to = free_name(&folder, path);
         let io = |source| ReplayError::Io { action: "move aside", path: path.to_owned(), source };
-        match fs::rename(path, &to) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            done => done.map_err(io)?,
+        match aside::set_aside(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map(drop).map_err(io),
         }
-        sync_directory(&folder)?;
-        sync_directory(self.directory)
     }
 
-    fn quarantine(&self) -> Result<PathBuf, ReplayError> {
-        let folder = self.directory.join(QUARANTINE);
-        let made = fs::create_dir_all(&folder);
-        made.map_err(|source| ReplayError::Io { action: "make", path: folder.clone(), source })?;
-        Ok(folder)
+    /// Cuts a torn end off every copy of its part, once its bytes are aside.
+    fn cut(&self, torn: &Torn, part: u64) -> Result<(), ReplayError> {
+        let copies =
+            self.parts.parts().get(&part).map_or_else(Vec::new, |part| part.copies.clone());
+        for path in copies {
+            let io = |source| ReplayError::Io { action: "cut", path: path.clone(), source };
+            // The copies may be names of one file, which is cut by then.
+            if path.metadata().map_err(io)?.len() > torn.offset {
+                aside::cut_tail(&path, torn.offset).map_err(io)?;
+            }
+        }
+        Ok(())
     }
-
-    /// Cuts a torn end off, once its bytes are aside.
-    fn cut(&self, torn: &Torn) -> Result<(), ReplayError> {
-        let folder = self.quarantine()?;
-        let to = free_name(&folder, &torn.path);
-        let io = |source| ReplayError::Io { action: "cut", path: torn.path.clone(), source };
-        let mut file = OpenOptions::new().read(true).write(true).open(&torn.path).map_err(io)?;
-        file.seek(io::SeekFrom::Start(torn.offset)).map_err(io)?;
-        let mut aside = File::create_new(&to).map_err(io)?;
-        io::copy(&mut (&mut file).take(torn.lost_bytes), &mut aside).map_err(io)?;
-        aside.sync_all().map_err(io)?;
-        sync_directory(&folder)?;
-        sync_directory(self.directory)?;
-        file.set_len(torn.offset).map_err(io)?;
-        file.sync_all().map_err(io)
-    }
-}
-
-/// A name in `folder` that nothing has, after that of `path`.
-fn free_name(folder: &Path, path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_owned();
-    let names = (1..).map(|n| {
-        let mut name = name.clone();
-        name.push(format!(".{n}"));
-        folder.join(name)
-    });
-    names.into_iter().find(|path| !path.exists()).expect("one of all numbers is free")
-}
-
-fn sync_directory(path: &Path) -> Result<(), ReplayError> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| ReplayError::Io { action: "sync", path: path.to_owned(), source })
 }

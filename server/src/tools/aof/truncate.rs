@@ -1,6 +1,6 @@
 //! `ferrite aof truncate`: keeps what was written up to an offset or a time.
 //!
-//! What is cut off is kept beside the part, as `PART.cut-OFFSET`, and on disk before the part is any
+//! What is cut off is kept as `quarantine/PART.cut-OFFSET`, and on disk before the part is any
 //! shorter. Parts behind the one that is cut go aside whole, since nothing leads to them any more.
 //! No server may run on the directory.
 
