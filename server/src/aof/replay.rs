@@ -206,7 +206,7 @@ mod tests {
         for entry in entries() {
             writer.push(&entry).expect("taken");
             if entry.position == 33 || entry.position == 66 {
-                writer.next_part(Start::Part, 0).expect("turned");
+                writer.next_part(Start::Part, 0, 0).expect("turned");
             }
         }
         writer.write().expect("written");

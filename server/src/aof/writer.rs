@@ -226,16 +226,23 @@ impl<F: Files> PartWriter<F> {
     }
 
     /// Ends this part, all of it on disk, and begins the next one, which goes on from here. All
-    /// entries so far belong to this part; no group may be open.
+    /// entries so far belong to this part; no group may be open. The next entry comes behind `position`:
+    /// what lies between it and the last entry, as the mark of the cut, is not for the file, and counts
+    /// as being on disk.
     ///
     /// Once the next part has a file, its first line may be what a start finds, and that says that
     /// this part ends here. So when anything fails after that, this part does not go on either.
-    pub fn next_part(&mut self, start: Start, time_ms: u64) -> Result<(), WriteError> {
+    pub fn next_part(
+        &mut self,
+        start: Start,
+        time_ms: u64,
+        position: u64,
+    ) -> Result<(), WriteError> {
         assert!(!self.in_group(), "a cut lies between transactions");
         self.write()?;
         self.sync()?;
         let before = Before { number: self.header.number, length: self.synced_offset };
-        let position = self.synced_position;
+        let position = position.max(self.synced_position);
         let header = self.next_header(start, before, time_ms);
         let (path, file) = create(&self.files, &self.directory, &self.aof_file, &header)
             .map_err(WriteError::NotBegun)?;

@@ -173,7 +173,8 @@ impl Writing {
         } else {
             let finished = self.finish_sync();
             let start = Start::Checkpoint(checkpoint);
-            finished.and_then(|()| self.writer.next_part(start, time_ms)).map_err(|e| e.to_string())
+            let begun = finished.and_then(|()| self.writer.next_part(start, time_ms, self.taken));
+            begun.map_err(|e| e.to_string())
         };
         self.reader.cut_done(checkpoint);
         match began {

@@ -197,8 +197,8 @@ fn life(disk: &Disk, acknowledged: &mut dyn FnMut(u64, usize)) -> Result<(), (u6
                 writer.sync()?;
             }
             match position {
-                13 => writer.next_part(Start::Checkpoint(1), 0),
-                27 => writer.next_part(Start::Part, 5_000),
+                13 => writer.next_part(Start::Checkpoint(1), 0, 0),
+                27 => writer.next_part(Start::Part, 5_000, 0),
                 16 => writer.mark(1_010),
                 _ => Ok(()),
             }
@@ -225,7 +225,7 @@ fn refuses_everything(disk: &Disk, writer: &mut PartWriter<Disk>) {
     failed(writer.write());
     failed(writer.sync());
     failed(writer.mark(9_000));
-    failed(writer.next_part(Start::Part, 9_000));
+    failed(writer.next_part(Start::Part, 9_000, 0));
     assert!(writer.begin_sync().is_err() && writer.failure().is_some());
     assert_eq!(disk.0.borrow().steps.len(), steps, "the disk is not asked again");
 }
@@ -352,7 +352,7 @@ fn a_sync_on_another_thread_counts_for_what_was_written_before_it() {
     assert!(progress.synced_offset < progress.written_offset);
     // One that ends when the part has been left is of no interest any more.
     let late = writer.begin_sync().expect("well").expect("something to sync");
-    writer.next_part(Start::Part, 0).expect("turned");
+    writer.next_part(Start::Part, 0, 0).expect("turned");
     writer.finish_sync(late, Err(io::ErrorKind::Other.into())).expect("of another part");
     assert_eq!(writer.progress().synced_position, 2);
 }
@@ -365,7 +365,7 @@ fn parts_on_a_real_disk_are_replayed_and_linked() {
     for position in 1..=30 {
         push(&mut writer, position).expect("taken");
         if position % 10 == 0 {
-            writer.next_part(Start::Part, 0).expect("turned");
+            writer.next_part(Start::Part, 0, 0).expect("turned");
         }
     }
     writer.write().expect("written");

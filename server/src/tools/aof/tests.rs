@@ -26,7 +26,7 @@ impl Store {
             writer.write().expect("written");
             writer.sync().expect("synced");
             if position == 10 || position == 20 {
-                writer.next_part(Start::Checkpoint(position), 0).expect("turned");
+                writer.next_part(Start::Checkpoint(position), 0, 0).expect("turned");
             }
         }
         Self { directory }
