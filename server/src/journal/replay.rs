@@ -96,22 +96,26 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     let origin = recovery.checkpoint.map_or(Origin::Empty, Origin::Checkpoint);
     let files = Files { directory, parts: find(directory, aof_file)? };
     files.set_unbegun_aside()?;
-    files.set_moved_aside(aof_file)?;
-    let number = find(directory, aof_file)?.next_number();
+    files.set_moved_aside(aof_file, origin)?;
+    // What is set aside keeps its number for itself: it may be put back.
+    let number = files.parts.next_number();
     let chain = match find(directory, aof_file)?.chain(origin) {
         Ok(chain) => chain,
         Err(ChainError::NoStart { .. }) if origin != Origin::Empty => {
-            tracing::warn!(
-                "no part of the append-only file goes on from checkpoint {}: the data is that of {}",
-                recovery.checkpoint.unwrap_or(0),
-                format_time(recovery.taken_at_ms)
-            );
             Chain { links: Vec::new(), gap: None }
         }
         Err(source) => {
             return Err(ReplayError::Chain { directory: directory.to_owned(), source });
         }
     };
+    if let Origin::Checkpoint(checkpoint) = origin
+        && chain.links.is_empty()
+    {
+        tracing::warn!(
+            "no part of the append-only file goes on from checkpoint {checkpoint}: the data is that of {}",
+            format_time(recovery.taken_at_ms)
+        );
+    }
     let mut replay = Replay::new(&chain, None)?;
     store.stop_clock(true);
     let played = play(store, &mut replay, &chain);
@@ -229,18 +233,25 @@ impl Files<'_> {
         })
     }
 
-    /// Whoever moves `appendonly.aof` away means the part that it is a name of.
-    fn set_moved_aside(&self, aof_file: &str) -> Result<(), ReplayError> {
+    /// Whoever moves `appendonly.aof` away means the part that it is a name of. Without a checkpoint the
+    /// parts before it go with it: they alone would be some of the data.
+    fn set_moved_aside(&self, aof_file: &str, origin: Origin) -> Result<(), ReplayError> {
         if self.parts.has_alias() {
             return Ok(());
         }
-        let Some((_, part)) = self.parts.parts().last_key_value() else { return Ok(()) };
-        tracing::warn!(
-            "{} was moved away: its part {} is set aside too",
-            self.directory.join(aof_file).display(),
-            part.path.display()
-        );
-        part.copies.iter().try_for_each(|path| self.set_aside(path))
+        let first = match origin {
+            Origin::Empty => 0,
+            Origin::Checkpoint(_) => self.parts.parts().last_key_value().map_or(0, |(n, _)| *n),
+        };
+        for (_, part) in self.parts.parts().range(first..) {
+            tracing::warn!(
+                "{} was moved away: {} is set aside too",
+                self.directory.join(aof_file).display(),
+                part.path.display()
+            );
+            part.copies.iter().try_for_each(|path| self.set_aside(path))?;
+        }
+        Ok(())
     }
 
     /// Parts that cannot be applied.
