@@ -185,7 +185,10 @@ impl Claim {
                 state.last_error = None;
                 state.completed += 1;
                 state.written_at_last = written;
-                if let Some(journal) = self.checkpoints.journal.get() {
+                // Until there is a second one, the parts before the first are what stands behind it.
+                if let Some(journal) = self.checkpoints.journal.get()
+                    && report.oldest_kept < report.number
+                {
                     journal.forget_before(report.oldest_kept);
                 }
                 tracing::info!(
