@@ -30,7 +30,20 @@ impl Server {
     }
     /// The same, on data that may be there.
     pub fn ferrite_in(directory: Arc<tempfile::TempDir>, settings: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrite"));
+        Self::started_by(Command::new(env!("CARGO_BIN_EXE_ferrite")), directory, settings)
+    }
+    /// A server that a signal does not end, which would by default.
+    pub fn ferrite_ignoring(signal: &str, settings: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_ferrite")]);
+        Self::started_by(shell, Arc::new(tempfile::tempdir().expect("a directory")), settings)
+    }
+    fn started_by(
+        mut command: Command,
+        directory: Arc<tempfile::TempDir>,
+        settings: &[&str],
+    ) -> Self {
         command.current_dir(directory.path()).args(["--port", "0"]);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("FERRITE_") {
