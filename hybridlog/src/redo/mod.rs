@@ -388,6 +388,12 @@ impl RedoReader {
         Some(RedoEntry { position: self.at, time_ms: raw.time_ms, database, effect })
     }
 
+    /// Up to where everything was taken. It may lie behind the last entry's position: places that were
+    /// reserved and not used are taken without a word.
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
     /// Gives the room of all entries that were taken back to the writers.
     pub fn release(&self) {
         self.redo().ring.release(self.at);

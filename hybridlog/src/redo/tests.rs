@@ -342,3 +342,19 @@ fn a_transaction_is_one_group_even_when_the_ring_is_smaller() {
         }
     });
 }
+
+/// A write that found its place in the redo log and then no page left a position that no entry ever
+/// had: whoever waited for it waited for the next write.
+#[test]
+fn the_reader_passes_places_that_were_not_used() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(directory.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("it has one");
+    let redo = reader.redo();
+    let effect = Effect::Delete { key: b"k" };
+    let words = redo.words([effect]);
+    drop(redo.reserve(words, 1).expect("there is room"));
+    assert!(reader.position() < store.redo_tail());
+    assert!(reader.next().is_none());
+    assert_eq!(reader.position(), store.redo_tail());
+}

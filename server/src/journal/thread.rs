@@ -323,10 +323,15 @@ impl Writing {
         state.part = progress.part;
         state.part_bytes = progress.written_offset;
         state.buffered = progress.buffered as u64;
+        // Behind the last entry there may be places that were not used, which nobody shall wait for.
+        let durable = match progress.synced_position >= self.taken {
+            true => self.reader.position(),
+            false => progress.synced_position,
+        };
         // Until its checkpoint is complete, a new part after a failure holds nothing.
-        if !self.failed && progress.synced_position > state.durable {
-            state.durable = progress.synced_position;
-            self.reader.durable(progress.synced_position);
+        if !self.failed && durable > state.durable {
+            state.durable = durable;
+            self.reader.durable(durable);
             if self.shared.waiting.load(Ordering::SeqCst) > 0 {
                 self.shared.advanced.notify_all();
             }
