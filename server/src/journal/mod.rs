@@ -130,19 +130,9 @@ impl Journal {
         let writer = PartWriter::begin(LocalFiles, &directory, &aof_file, header, position)?;
         let part = Part { start: header.start, path: writer.path().to_owned(), length: 0 };
         parts.insert(header.number, part);
-        let shared = Arc::new(Shared {
-            policy: AtomicU8::new(policy as u8),
-            sync_wanted: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
-            state: Mutex::new(State { durable: position, ..State::default() }),
-            advanced: Condvar::new(),
-            waiting: AtomicU64::new(0),
-            parts: Mutex::new(parts),
-            syncs: Latency::default(),
-            context: Arc::downgrade(context),
-            heal: Mutex::default(),
-        });
+        let shared = Shared::new(policy, parts, Arc::downgrade(context));
+        lock(&shared.state).durable = position;
+        let shared = Arc::new(shared);
         store.track_readers(policy == AofSync::Always);
         let thread = thread::start(reader, writer, Arc::clone(&shared), store.clone());
         Ok(Arc::new(Self { shared, store: store.clone(), thread: Mutex::new(Some(thread)) }))
@@ -246,6 +236,22 @@ impl Journal {
 }
 
 impl Shared {
+    fn new(policy: AofSync, parts: BTreeMap<u64, Part>, context: Weak<Context>) -> Self {
+        Self {
+            policy: AtomicU8::new(policy as u8),
+            sync_wanted: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            state: Mutex::default(),
+            advanced: Condvar::new(),
+            waiting: AtomicU64::new(0),
+            parts: Mutex::new(parts),
+            syncs: Latency::default(),
+            context,
+            heal: Mutex::default(),
+        }
+    }
+
     fn policy(&self) -> AofSync {
         AofSync::ALL[usize::from(self.policy.load(Ordering::SeqCst))]
     }

@@ -35,6 +35,8 @@ const RESERVE: u64 = 8 << 20;
 const HEAL_PAUSE: Duration = Duration::from_secs(1);
 
 type Sync = crate::aof::writer::Sync<File>;
+/// A sync, how it ended, and how long it took.
+type Synced = (Sync, io::Result<()>, Duration);
 
 struct Writing {
     reader: RedoReader,
@@ -43,7 +45,7 @@ struct Writing {
     store: Store,
     /// To the thread that waits for the disk, and back.
     to_sync: Sender<Sync>,
-    synced: Receiver<(Sync, io::Result<()>, Duration)>,
+    synced: Receiver<Synced>,
     /// A sync is under way.
     syncing: bool,
     /// When the oldest entry was taken that is not on the disk, and the oldest that the sync under way
@@ -54,6 +56,8 @@ struct Writing {
     held: Option<Instant>,
     /// The end of the last entry that was taken.
     taken: u64,
+    /// Entries that were taken in this round.
+    entries: u64,
     failed: bool,
     /// The disk is nearly full: writes are refused.
     short: bool,
@@ -82,24 +86,7 @@ pub(super) fn start(
             waker.wake_redo();
         }
     });
-    let taken = store.redo_tail();
-    let mut writing = Writing {
-        reader,
-        writer,
-        shared,
-        store,
-        to_sync,
-        synced,
-        syncing: false,
-        oldest: None,
-        oldest_after: None,
-        held: None,
-        taken,
-        failed: false,
-        short: false,
-        looked: (Instant::now(), 0),
-        reborn: None,
-    };
+    let mut writing = Writing::new(reader, writer, shared, store, (to_sync, synced));
     spawn("aof", move || {
         writing.reader.move_here();
         while writing.round() {}
@@ -112,6 +99,33 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 }
 
 impl Writing {
+    fn new(
+        reader: RedoReader,
+        writer: PartWriter<LocalFiles>,
+        shared: Arc<Shared>,
+        store: Store,
+        (to_sync, synced): (Sender<Sync>, Receiver<Synced>),
+    ) -> Self {
+        Self {
+            reader,
+            writer,
+            shared,
+            taken: store.redo_tail(),
+            store,
+            to_sync,
+            synced,
+            syncing: false,
+            oldest: None,
+            oldest_after: None,
+            held: None,
+            entries: 0,
+            failed: false,
+            short: false,
+            looked: (Instant::now(), 0),
+            reborn: None,
+        }
+    }
+
     /// False when it is to end.
     fn round(&mut self) -> bool {
         let stopping = self.shared.stopping.load(Ordering::SeqCst);
@@ -133,6 +147,7 @@ impl Writing {
 
     /// Takes entries, up to a write's worth. Whether there are more.
     fn take(&mut self) -> bool {
+        let now = Instant::now();
         loop {
             let Some(entry) = self.reader.next() else { return false };
             self.taken = entry.position;
@@ -145,9 +160,8 @@ impl Writing {
                 // The checkpoint that heals the failure has it.
                 continue;
             }
-            lock(&self.shared.state).entries += 1;
+            self.entries += 1;
             let pushed = self.writer.push(&entry_of(&entry));
-            let now = Instant::now();
             match self.syncing {
                 true => drop(self.oldest_after.get_or_insert(now)),
                 false => drop(self.oldest.get_or_insert(now)),
@@ -220,11 +234,16 @@ impl Writing {
         } else if policy == AofSync::Everysec
             && !self.syncing
             && self.oldest.is_some_and(|oldest| oldest.elapsed() >= SYNC_AT)
-            && let Some(sync) = self.writer.begin_sync()?
         {
-            self.syncing = true;
-            // The receiver lives as long as this does.
-            let _ = self.to_sync.send(sync);
+            match self.writer.begin_sync()? {
+                Some(sync) => {
+                    self.syncing = true;
+                    // The receiver lives as long as this does.
+                    let _ = self.to_sync.send(sync);
+                }
+                None if self.writer.in_group() => {}
+                None => self.oldest = None,
+            }
         }
         if policy == AofSync::No {
             self.oldest = None;
@@ -242,10 +261,7 @@ impl Writing {
         Ok(())
     }
 
-    fn end_sync(
-        &mut self,
-        (sync, result, time): (Sync, io::Result<()>, Duration),
-    ) -> Result<(), WriteError> {
+    fn end_sync(&mut self, (sync, result, time): Synced) -> Result<(), WriteError> {
         self.syncing = false;
         self.oldest = self.oldest_after.take();
         self.writer.finish_sync(sync, result)?;
@@ -260,6 +276,8 @@ impl Writing {
     fn hold(&mut self) {
         let late = self.shared.policy() == AofSync::Everysec
             && !self.failed
+            // A transaction is written when it has ended, and its end must not wait for that.
+            && !self.writer.in_group()
             && self.oldest.is_some_and(|oldest| oldest.elapsed() >= HOLD_AT);
         match (late, self.held) {
             (true, None) => {
@@ -320,6 +338,7 @@ impl Writing {
     fn tell(&mut self) {
         let progress = self.writer.progress();
         let mut state = lock(&self.shared.state);
+        state.entries += std::mem::take(&mut self.entries);
         state.part = progress.part;
         state.part_bytes = progress.written_offset;
         state.buffered = progress.buffered as u64;
@@ -389,6 +408,8 @@ impl Writing {
                 *heal = Heal::No;
                 drop(heal);
                 self.failed = false;
+                // It is looked at again.
+                self.short = false;
                 self.reborn = None;
                 lock(&self.shared.state).failure = None;
                 self.shared.failing.store(false, Ordering::SeqCst);
@@ -447,4 +468,47 @@ fn entry_of<'a>(entry: &RedoEntry<'a>) -> Entry<'a> {
     };
     let RedoEntry { position, time_ms, database, .. } = *entry;
     Entry { position, time_ms, database, effect }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aof::Header;
+    use ferrite_hybridlog::{Change, Config, Database, Operation};
+    use std::collections::BTreeMap;
+    use std::sync::Weak;
+
+    /// The end of a transaction waits for room like any entry: held back because the transaction is
+    /// not on the disk, which it is not before its end, both would wait for ever.
+    #[test]
+    fn writes_are_not_held_for_a_transaction_that_has_not_ended() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut config = Config::new(directory.path());
+        config.redo_ring_size = 1 << 20;
+        let store = Store::open(config).expect("opened");
+        let reader = store.redo().expect("it has a redo log");
+        let header = Header { number: 1, start: Start::Empty, before: None, time_ms: 1 };
+        let writer = PartWriter::begin(LocalFiles, directory.path(), "a.aof", header, 0);
+        let shared = Arc::new(Shared::new(AofSync::Everysec, BTreeMap::new(), Weak::new()));
+        let (to_sync, _kept) = mpsc::channel();
+        let (_sender, synced) = mpsc::channel();
+        let writer = writer.expect("begun");
+        let mut writing = Writing::new(reader, writer, shared, store.clone(), (to_sync, synced));
+        let mut session = store.session(|| {});
+        let mut alone = session.alone();
+        let put = Change::Put { value: b"v", expires_at_ms: None, encoding: 0 };
+        let written =
+            alone.enter().update(&mut Operation::new(0), Database(0), b"k", |_, _| (put, ()));
+        assert_eq!(written, Ok(()));
+        writing.take();
+        assert!(writing.writer.in_group());
+        writing.oldest = Instant::now().checked_sub(HOLD_AT);
+        writing.write_and_sync(false).expect("there is room");
+        writing.hold();
+        assert!(writing.held.is_none());
+        drop(alone);
+        writing.take();
+        writing.hold();
+        assert!(writing.held.is_some(), "what has ended is late");
+    }
 }
