@@ -11,7 +11,7 @@ const NAME: &str = "ferrite.lock";
 /// Holds the lock until it is dropped; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
-    _file: File,
+    file: File,
 }
 
 impl DirectoryLock {
@@ -44,6 +44,32 @@ impl DirectoryLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(io("write"))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DirectoryLock {
+    /// Lets go of it in so many words: a process that was forked and has not yet begun its program
+    /// holds the same open file, so that closing this one would not do.
+    fn drop(&mut self) {
+        if let Err(e) = self.file.unlock() {
+            tracing::warn!("unlocking {NAME} failed, it is free once the process has ended: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_free_although_a_fork_has_the_file_open() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let lock = DirectoryLock::take(directory.path()).expect("free");
+        assert!(matches!(DirectoryLock::take(directory.path()), Err(OpenError::Locked { .. })));
+        // What a fork inherits: another descriptor of the same open file.
+        let _inherited = lock.file.try_clone().expect("another descriptor");
+        drop(lock);
+        DirectoryLock::take(directory.path()).expect("free again");
     }
 }
