@@ -46,7 +46,9 @@ pub struct Config {
     /// refused ([`OpenError::DamagedImage`]): it reads all of the log.
     pub rebuild_index: bool,
     /// The ring through which writes reach the reader of the redo log ([`crate::Store::redo`]), in
-    /// bytes: a power of two from 4 KiB to 1 GiB, or 0 for a store without one.
+    /// bytes: a power of two from 4 KiB to 1 GiB, or 0 for a store without one. With one, the clock
+    /// stands at the last checkpoint until [`crate::Store::redo`] is called: what had not expired then
+    /// does not expire while the log of an earlier run is replayed.
     pub redo_ring_size: u64,
     /// Where [`crate::Store::open`] tells how far it has come.
     pub progress: Arc<Progress>,

@@ -100,6 +100,10 @@ pub struct Connection {
     output: Vec<u8>,
     sent: usize,
     gate: Gate,
+    /// Whether replies wait for the disk, as it was when this turn began.
+    replies_wait: bool,
+    /// Whether it is in its worker's list of those whose replies wait.
+    pub listed: bool,
     /// For the decoder's command, while it is not queued.
     op: Operation,
     op_token: Token,
@@ -168,6 +172,8 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             gate: Gate::default(),
+            replies_wait: false,
+            listed: false,
             op: Operation::new(token(slot, 0)),
             op_token: token(slot, 0),
             progress: None,
@@ -329,7 +335,6 @@ impl Connection {
         let begun = self.output.len();
         self.output.extend_from_slice(reply);
         self.gate.depend(position);
-        self.gate.reply(begun);
         self.apply_reply_mode(begun);
     }
     /// Whether all that was read is answered and sent; a command that waits for a job or for the
@@ -367,8 +372,9 @@ impl Connection {
         if self.output.capacity() == 0 {
             self.output = std::mem::take(&mut spare.output);
         }
+        self.replies_wait = host.context.replies_wait();
         self.next = self.run_round(session, host, blocked);
-        if self.open_gate(host) {
+        if self.open_gate(host) && !std::mem::replace(&mut self.listed, true) {
             host.gated.push(self.slot);
         }
         host.end_round(&self.client);
@@ -614,6 +620,10 @@ impl Connection {
             self.output.truncate(begun);
             self.client.reply_mode = self.client.reply_mode.after_a_command();
         }
+        // Each reply that may have to wait is known by its beginning.
+        if self.replies_wait && self.output.len() > begun {
+            self.gate.reply(begun);
+        }
     }
 
     /// Runs up to [`BATCH`] commands inside, beginning with the current one, whose row is `entry`.
@@ -721,9 +731,6 @@ impl Connection {
         }
         host.last_command = entry.id;
         self.apply_reply_mode(begun);
-        if self.output.len() > begun && host.context.replies_wait() {
-            self.gate.reply(begun);
-        }
         self.consume();
     }
     fn run_outside(

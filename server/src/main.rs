@@ -71,6 +71,9 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     start::tell_listening(&context);
     let store = start::open_store(&config, &directory, rebuild_index)?;
     let journal = start::open_journal(&context, &directory, &store)?;
+    if journal.is_some() && store.recovery().index_rebuilt {
+        store.save_rebuilt_index();
+    }
     context.open(store.clone(), journal.clone());
     start::tell_store(&context);
     status.ready();

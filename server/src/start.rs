@@ -158,9 +158,16 @@ pub fn follow_policy(
         let policy = new.persistence.aof_sync;
         if policy != old.persistence.aof_sync
             && let Some(context) = context.upgrade()
-            && let Some(journal) = context.journal.get()
+            && context.journal.get().is_some()
         {
-            journal.set_policy(policy);
+            // On a thread of its own: whoever asks may run alone, or be waited for by who is inside.
+            let change = move || {
+                if let Some(journal) = context.journal.get() {
+                    journal.set_policy(context.config.config().persistence.aof_sync);
+                }
+            };
+            let started = std::thread::Builder::new().name("aof-policy".into()).spawn(change);
+            started.map_err(|e| format!("Can't start a thread: {e}"))?;
         }
         Ok(())
     }

@@ -296,12 +296,14 @@ impl Worker {
         let Self { host, connections, .. } = self;
         for slot in std::mem::take(&mut host.gated) {
             let Some(Some(connection)) = connections.get_mut(slot as usize) else { continue };
-            if connection.open_gate(host) {
+            connection.listed = connection.open_gate(host);
+            if connection.listed {
                 host.gated.push(slot);
             }
-            wake(slot);
+            if !connection.unsent().is_empty() || !connection.listed {
+                wake(slot);
+            }
         }
-        host.gated.dedup();
     }
     /// The connection in that slot if it is still that client's.
     fn client(&mut self, slot: u32, id: u64) -> Option<&mut Connection> {

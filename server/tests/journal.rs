@@ -664,6 +664,17 @@ fn while_the_file_cannot_be_written_writes_are_refused_and_reads_served_and_it_h
         let reply = next_line(&mut wire);
         assert!(reply.starts_with("-MISCONF "), "{reply}");
     }
+    limit_files(&server, "unlimited");
+    ask_until(&mut wire, "SET a 1", "+OK");
+    limit_files(&server, "0");
+    // Each has one in its place, those too that failed or were queued, so that the next reply is
+    // the next command's.
+    assert!(wire.send(b"SET b 2\r\nGET\r\nMULTI\r\nINCR n\r\nEXEC\r\n"));
+    for _ in 0..5 {
+        let reply = next_line(&mut wire);
+        assert!(reply.starts_with('-') || reply.starts_with('+'), "{reply}");
+    }
+    assert_eq!(wire.bulk("ECHO mark"), "mark");
     for _ in 0..3 {
         let reply = wire.line("SET c 3");
         assert!(reply.starts_with("-MISCONF "), "{reply}");
@@ -700,4 +711,30 @@ fn a_kill_while_the_file_cannot_be_written_keeps_what_was_acknowledged() {
     // Whether the one that was being written is there is not known.
     after.remove(&(0, "c".into()));
     assert_eq!(after, before);
+}
+
+/// The policy changes beside everything else, and nobody waits for it: neither who is alone, nor who
+/// runs inside, nor replies that waited under the old one.
+#[test]
+fn appendfsync_changes_in_a_transaction_and_between_replies_that_wait() {
+    let server = server();
+    let mut wire = server.connect();
+    for policy in ["everysec", "always", "no", "always"] {
+        assert_eq!(wire.line("MULTI"), "+OK");
+        assert_eq!(wire.line("SET a 1"), "+QUEUED");
+        assert_eq!(wire.line(&format!("CONFIG SET appendfsync {policy}")), "+QUEUED");
+        assert!(wire.line("AOF SYNC").starts_with("-ERR "), "it would wait for EXEC's own end");
+        assert_eq!(wire.line("DISCARD"), "+OK");
+        assert!(wire.send(
+            format!("MULTI\r\nSET a 1\r\nCONFIG SET appendfsync {policy}\r\nEXEC\r\n").as_bytes()
+        ));
+        for expected in ["+OK", "+QUEUED", "+QUEUED", "*2", "+OK", "+OK"] {
+            assert_eq!(next_line(&mut wire), expected);
+        }
+        let change = format!("SET a 2\r\nCONFIG SET appendfsync {policy}\r\nGET a\r\n");
+        assert!(wire.send(change.as_bytes()));
+        for expected in ["+OK", "+OK", "$1", "2"] {
+            assert_eq!(next_line(&mut wire), expected);
+        }
+    }
 }

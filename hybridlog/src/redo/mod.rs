@@ -57,6 +57,8 @@ pub(crate) struct Redo {
     /// The end of the last entry of each stripe; made when somebody asks for it.
     stripes: OnceLock<Box<[AtomicU64]>>,
     tracks_readers: AtomicBool,
+    /// The end of the last entry that concerns every key.
+    last_of_every_key: AtomicU64,
     /// Whoever runs alone has a transaction: [`NONE`], [`WANTED`] or [`BEGUN`].
     transaction: AtomicU8,
     /// The last mark that the reader has dealt with.
@@ -93,6 +95,7 @@ impl Redo {
             sleeping: AtomicBool::new(false),
             stripes: OnceLock::new(),
             tracks_readers: AtomicBool::new(false),
+            last_of_every_key: AtomicU64::new(0),
             transaction: AtomicU8::new(NONE),
             cut: AtomicU64::new(0),
         }
@@ -166,7 +169,9 @@ impl Redo {
         if !self.tracks_readers.load(Ordering::Relaxed) {
             return 0;
         }
-        self.stripes.get().map_or(0, |stripes| stripes[stripe(hash)].load(Ordering::Relaxed))
+        let every = self.last_of_every_key.load(Ordering::Relaxed);
+        let of_stripe = |stripes: &[AtomicU64]| stripes[stripe(hash)].load(Ordering::Relaxed);
+        self.stripes.get().map_or(0, |stripes| of_stripe(stripes).max(every))
     }
 
     /// The same for what many keys held together (DBSIZE, SCAN).
@@ -216,6 +221,13 @@ impl Redo {
             && self.sleeping.swap(false, Ordering::AcqRel)
             && let Some(reader) = &*self.reader.locked()
         {
+            reader.unpark();
+        }
+    }
+
+    /// Wakes the reader whether it sleeps or is about to: what it is to look at is no entry.
+    pub fn wake(&self) {
+        if let Some(reader) = &*self.reader.locked() {
             reader.unpark();
         }
     }
@@ -345,6 +357,7 @@ impl RedoReader {
         let at = redo.ring.tail();
         redo.durable.store(at, Ordering::Release);
         redo.active.store(true, Ordering::Release);
+        inner.run_clock();
         Self { inner, at, bytes: Vec::new(), databases }
     }
 
@@ -493,6 +506,10 @@ pub(crate) fn append_at_safepoint(inner: &Inner, effect: Effect<'_>, slot: u8) -
     let now_ms = inner.now_ms();
     let entry = redo.reserve(words, now_ms).ok_or(words)?;
     let end = entry.end();
+    if matches!(effect, Effect::Flush | Effect::FlushAll | Effect::Swap { .. }) {
+        // At a safepoint, before anybody sees the databases changed.
+        redo.last_of_every_key.fetch_max(end, Ordering::Relaxed);
+    }
     entry.fill(effect, slot, now_ms);
     redo.ring_bell();
     Ok(end)

@@ -281,6 +281,10 @@ fn who_reads_learns_what_must_be_durable_first() {
     assert_eq!(depends(&[b"early", b"late"], &store), late);
     s.delete(DB, b"late").expect("deletes");
     assert_eq!(depends(&[b"late"], &store), store.redo_tail(), "that it is gone could be lost");
+    store.flush_database(Database(2)).expect("nothing is there");
+    s.upsert(Database(2), b"x", b"1").expect("writes");
+    store.flush_all().expect("flushes");
+    assert_eq!(depends(&[b"never written"], &store), store.redo_tail(), "it may come back");
     while reader.next().is_some() {}
     reader.durable(late);
     assert_eq!(store.redo_durable(), late);

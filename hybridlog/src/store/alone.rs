@@ -197,6 +197,12 @@ impl<'s> Inside<'s> {
             let places = inside.places(&tables, keys);
             let (answer, decided) =
                 inside.until_done(op, |inside, op| inside.decide_alone(op, &places, f))?;
+            if decided.is_empty() {
+                inside.pin_alone();
+                let pinned = inside.view.pinned(&inside.pin);
+                let last = places.iter().map(|place| pinned.last_entry_of(place.hash)).max();
+                inside.depends_on = inside.depends_on.max(last.unwrap_or(0));
+            }
             let redo = inside.inner.redo.as_ref().filter(|_| decided.len() > 1);
             let one = redo.is_some_and(redo::Redo::want_transaction);
             for (i, planned) in &decided {

@@ -210,7 +210,11 @@ impl Store {
             secret,
             expiry: Arc::default(),
             redo: (config.redo_ring_size > 0).then(|| Redo::new(config.redo_ring_size)),
-            stopped_at_ms: AtomicU64::new(0),
+            stopped_at_ms: AtomicU64::new(if config.redo_ring_size > 0 {
+                report.taken_at_ms.max(1)
+            } else {
+                0
+            }),
             tables: Mutex::new(Arc::new(tables)),
             generation: AtomicU64::new(0),
             sessions: Mutex::default(),
@@ -219,7 +223,9 @@ impl Store {
             config,
         });
         let store = Self::run(inner, lock);
-        if index_rebuilt {
+        // With a redo log it is saved once that has been replayed: what the log holds beyond the
+        // last checkpoint goes on from that one.
+        if index_rebuilt && store.inner().redo.is_none() {
             store.save_rebuilt_index();
         }
         Ok(store)
@@ -227,7 +233,7 @@ impl Store {
 
     /// Takes the checkpoint after which a start finds a good image again. Where that fails the
     /// store goes on, as after any checkpoint that fails.
-    fn save_rebuilt_index(&self) {
+    pub fn save_rebuilt_index(&self) {
         match self.checkpoint() {
             Ok(report) => {
                 tracing::info!("the index was rebuilt; checkpoint {} has its image", report.number);
@@ -352,16 +358,8 @@ impl Store {
     /// Wakes the reader of the redo log.
     pub fn wake_redo(&self) {
         if let Some(redo) = &self.inner().redo {
-            redo.ring_bell();
+            redo.wake();
         }
-    }
-
-    /// Stops the clock at the last checkpoint, or lets it go on: what had not expired then does not
-    /// expire while its redo log is replayed. No [`Inside`] may be held.
-    pub fn stop_clock(&self, stopped: bool) {
-        let inner = self.inner();
-        let at = if stopped { inner.recovery.taken_at_ms.max(1) } else { 0 };
-        inner.stopped_at_ms.store(at, Ordering::Relaxed);
     }
 
     /// The longest value that fits beside a key of `key_length` bytes.
@@ -526,6 +524,11 @@ impl Inner {
         sessions.retain(|session| session.strong_count() > 0);
         sessions.push(Arc::downgrade(&ready));
         ready
+    }
+
+    /// Lets the clock run, if it stands.
+    pub fn run_clock(&self) {
+        self.stopped_at_ms.store(0, Ordering::Relaxed);
     }
 
     /// Unix milliseconds; never goes back, over restarts neither.

@@ -35,6 +35,8 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
             CommandSpec {
                 name: "SYNC",
                 arity: 2,
+                // What the transaction has written is not on the disk before its end.
+                flags: Flags::ADMIN.and(Flags::NO_SCRIPT).and(Flags::NO_MULTI),
                 complexity: "O(N) with N bytes that are not on the disk",
                 summary: "Returns when everything that was acknowledged before is on the disk.",
                 run: Run::Outside(sync),

@@ -81,7 +81,7 @@ impl Connection {
             host.context.bell.notify_one();
         }
         self.depend_on_all(host);
-        if self.output.len() > begun {
+        if self.replies_wait && self.output.len() > begun {
             self.gate.reply(begun);
         }
         let counters = host.counters();

@@ -42,6 +42,8 @@ pub struct Journal {
     shared: Arc<Shared>,
     store: Store,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// One change of the policy at a time.
+    policy_turn: Mutex<()>,
 }
 
 /// What the journal's threads and its users share.
@@ -135,7 +137,12 @@ impl Journal {
         let shared = Arc::new(shared);
         store.track_readers(policy == AofSync::Always);
         let thread = thread::start(reader, writer, Arc::clone(&shared), store.clone());
-        Ok(Arc::new(Self { shared, store: store.clone(), thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Self {
+            shared,
+            store: store.clone(),
+            thread: Mutex::new(Some(thread)),
+            policy_turn: Mutex::default(),
+        }))
     }
 
     /// The policy in force.
@@ -143,17 +150,22 @@ impl Journal {
         self.shared.policy()
     }
 
-    /// Changes the policy. Blocks shortly.
+    /// Changes the policy. Blocks for a safepoint, and for a sync: not for a thread that is inside,
+    /// or that others wait for.
     pub fn set_policy(&self, policy: AofSync) {
+        let _turn = lock(&self.policy_turn);
         // Before the first reply that waits, after the last.
         if policy == AofSync::Always {
             self.store.track_readers(true);
         }
         self.shared.policy.store(policy as u8, Ordering::SeqCst);
+        self.store.wake_redo();
         if policy != AofSync::Always {
+            // Replies that wait go, and what was written without a promise gets one. A failure is
+            // told by who meets it.
+            drop(self.sync(None));
             self.store.track_readers(false);
         }
-        self.store.wake_redo();
     }
 
     /// Waits until everything that was written before is on the disk, at most for so long. An error

@@ -117,10 +117,7 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
         );
     }
     let mut replay = Replay::new(&chain, None)?;
-    store.stop_clock(true);
-    let played = play(store, &mut replay, &chain);
-    store.stop_clock(false);
-    played?;
+    play(store, &mut replay, &chain)?;
     let done = replay.replayed();
     if let Some(gap) = &chain.gap {
         files.set_behind_aside(done.stands.map_or(0, |before| before.number), gap)?;

@@ -383,15 +383,15 @@ impl Writing {
             return tracing::debug!("{why}");
         }
         tracing::error!("{why}; writes are refused until a checkpoint begins a new part");
+        lock(&self.shared.state).failure = Some(why.clone());
+        self.shared.failing.store(true, Ordering::SeqCst);
+        self.reader.refuse(Some(why));
+        self.shared.advanced.notify_all();
         // What is under way belongs to the part that is given up.
         if self.syncing && self.synced.recv().is_ok() {
             self.syncing = false;
         }
         (self.oldest, self.oldest_after) = (None, None);
-        lock(&self.shared.state).failure = Some(why.clone());
-        self.shared.failing.store(true, Ordering::SeqCst);
-        self.reader.refuse(Some(why));
-        self.shared.advanced.notify_all();
         *lock(&self.shared.heal) = Heal::Trying;
         let (shared, store) = (Arc::clone(&self.shared), self.store.clone());
         spawn("aof-heal", move || heal(&shared, &store));
