@@ -423,7 +423,8 @@ impl RedoReader {
     }
 
     /// What comes after this mark goes where a start finds it that begins with the mark's checkpoint,
-    /// or it cannot. The checkpoint waits for that: once it is complete, what follows it is found.
+    /// or it could not be made to. The checkpoint waits for this call: once it is complete, what
+    /// follows it is found, or writes are refused ([`RedoReader::refuse`]).
     pub fn cut_done(&self, mark: u64) {
         self.redo().cut.store(mark, Ordering::Release);
     }

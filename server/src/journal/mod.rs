@@ -10,8 +10,9 @@
 //! Promises, by policy:
 //!
 //! * `always`: no reply tells of a write, own or other, that is not on the disk.
-//! * `everysec`: what was acknowledged a second ago is on the disk. While the disk is slower than that,
-//!   writes wait ([`State::delayed`] counts it).
+//! * `everysec`: what this thread took a second ago is on the disk. While the disk is slower than that,
+//!   writes wait ([`State::delayed`] counts it). While the thread itself waits for the disk, at a cut,
+//!   what is acknowledged stays in the ring meanwhile (docs/durability.md).
 //! * `no`: the system writes when it likes.
 //!
 //! After a write or a sync has failed, nothing is known of the end of that part: writes are refused,
