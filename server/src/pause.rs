@@ -87,8 +87,20 @@ pub fn begin(call: &OutsideCall<'_>, kind: Paused, until_ms: u64) {
 
 /// Lets all commands go on.
 pub fn end(context: &Context) {
+    end_where(context, |_| true);
+}
+
+/// [`end`], if the time has come. Looks only when it is its turn: a pause that begins meanwhile goes on.
+pub fn end_if_over(context: &Context) {
+    end_where(context, |pause| pause.until_ms().is_some() && pause.is_over());
+}
+
+fn end_where(context: &Context, ends: impl FnOnce(&Pause) -> bool) {
     {
         let _turn = context.pause.turn();
+        if !ends(&context.pause) {
+            return;
+        }
         context.pause.kind.store(0, Relaxed);
         if let Some(store) = context.store.get() {
             store.hold_expiry(0);
@@ -99,9 +111,25 @@ pub fn end(context: &Context) {
     }
 }
 
-/// [`end`], if the time has come.
-pub fn end_if_over(context: &Context) {
-    if context.pause.until_ms().is_some() && context.pause.is_over() {
-        end(context);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::testing::Bench;
+
+    /// The control plane saw that the first was over, and waited for its turn when the second began.
+    #[test]
+    fn a_pause_that_begins_when_another_is_over_goes_on() {
+        let bench = Bench::new();
+        let context = &bench.context;
+        let turn = context.pause.turn();
+        context.pause.raise(Paused::Writes, 1);
+        std::thread::scope(|threads| {
+            threads.spawn(|| end_if_over(context));
+            // Time for a look before its turn; too little of it would only see less.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            context.pause.raise(Paused::Writes, u64::MAX);
+            drop(turn);
+        });
+        assert!(context.pause.holds(true), "the second pause was ended for the first");
     }
 }
