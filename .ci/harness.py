@@ -71,6 +71,8 @@ def main(body, options):
     name = pathlib.Path(sys.argv[0]).name
     print(f"{name} --seed {options.seed} --server-cmd {shlex.quote(options.server_cmd)}", flush=True)
     random.seed(options.seed)
+    if options.server_cmd not in ("ferrite", "redis") and "{port}" not in options.server_cmd:
+        sys.exit(f"--server-cmd {options.server_cmd}: the command must have {{port}} and {{dir}} in it")
     if options.server_cmd == "ferrite":
         subprocess.run(["cargo", "build", "--release", "-q", "-p", "ferrite-server"], cwd=ROOT, check=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that atexit stops the servers
