@@ -32,6 +32,7 @@ mod waits;
 
 pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;
+pub use checkpoint::stored::{StoredCheckpoint, StoredCheckpoints, StoredFile};
 pub use config::{Config, IoChoice};
 pub use error::{CheckpointError, OpenError, OperationError};
 pub use progress::Progress;

@@ -17,6 +17,7 @@ mod blocks;
 pub(crate) mod image;
 pub(crate) mod manifest;
 pub(crate) mod recover;
+pub(crate) mod stored;
 
 use crate::CheckpointError;
 use crate::config::BLOCK_WORDS;
@@ -327,10 +328,16 @@ fn persist(inner: &Inner, manifest: &Manifest) -> Result<u64, CheckpointError> {
     Ok(length)
 }
 
-/// Writes the manifest under its name, which is durable once the directory is synced.
-fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> std::io::Result<u64> {
+/// The bytes of the manifest's file.
+fn manifest_file(manifest: &Manifest) -> Vec<u8> {
     let mut bytes = manifest.encode();
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+    bytes
+}
+
+/// Writes the manifest under its name, which is durable once the directory is synced.
+fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> std::io::Result<u64> {
+    let bytes = manifest_file(manifest);
     let length = bytes.len() as u64;
     match device.remove(FileId::ManifestNew) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),

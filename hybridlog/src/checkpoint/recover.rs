@@ -69,20 +69,8 @@ pub(crate) fn load_manifest(
     config: &Config,
     geometry: &Geometry,
 ) -> Result<Manifest, OpenError> {
-    let files = device.list().map_err(|e| io_error("list", device, FileId::Manifest, e))?;
-    if files.contains(&FileId::Manifest) {
+    if manifest_is_there(device)? {
         return read_manifest(device, config, geometry);
-    }
-    if let Some(file) = files.iter().find(|f| !matches!(f, FileId::ManifestNew)) {
-        return Err(OpenError::Damaged {
-            path: device.path(FileId::Manifest),
-            offset: 0,
-            found: format!(
-                "the manifest is missing, but {} is there",
-                device.path(*file).display()
-            ),
-            advice: "put the manifest back, or move the folder aside to start empty".into(),
-        });
     }
     let mut store_id = [0; 16];
     let secret = HashSecret::random().map_err(|e| io_error("seed", device, FileId::Manifest, e))?;
@@ -105,11 +93,44 @@ pub(crate) fn load_manifest(
     Ok(manifest)
 }
 
+/// Whether there is a manifest. Without one no file of the store may be there.
+pub(crate) fn manifest_is_there(device: &dyn Device) -> Result<bool, OpenError> {
+    let files = device.list().map_err(|e| io_error("list", device, FileId::Manifest, e))?;
+    if files.contains(&FileId::Manifest) {
+        return Ok(true);
+    }
+    let Some(file) = files.iter().find(|f| !matches!(f, FileId::ManifestNew)) else {
+        return Ok(false);
+    };
+    Err(OpenError::Damaged {
+        path: device.path(FileId::Manifest),
+        offset: 0,
+        found: format!("the manifest is missing, but {} is there", device.path(*file).display()),
+        advice: "put the manifest back, or move the folder aside to start empty".into(),
+    })
+}
+
 fn read_manifest(
     device: &dyn Device,
     config: &Config,
     geometry: &Geometry,
 ) -> Result<Manifest, OpenError> {
+    let manifest = read_stored_manifest(device)?;
+    same("page_size", manifest.page_words * 8, geometry.page_words * 8)?;
+    same("segment_size", manifest.segment_words * 8, geometry.segment_words * 8)?;
+    let slots = manifest.newest().map_or(0, |c| c.slots.len());
+    if slots > usize::from(config.databases) {
+        return Err(OpenError::Config {
+            setting: "databases",
+            value: config.databases.to_string(),
+            why: format!("the store has {slots}; set it to at least that"),
+        });
+    }
+    Ok(manifest)
+}
+
+/// The manifest that is there, whatever the store's settings are.
+pub(crate) fn read_stored_manifest(device: &dyn Device) -> Result<Manifest, OpenError> {
     let file = FileId::Manifest;
     let size = device.size(file).map_err(|e| io_error("read", device, file, e))?;
     let whole = size / ALIGNMENT as u64 * ALIGNMENT as u64;
@@ -125,16 +146,6 @@ fn read_manifest(
     if manifest.hash_algorithm != ALGORITHM_ID {
         let found = format!("it names hash algorithm {}", manifest.hash_algorithm);
         return Err(damaged((32, found)));
-    }
-    same("page_size", manifest.page_words * 8, geometry.page_words * 8)?;
-    same("segment_size", manifest.segment_words * 8, geometry.segment_words * 8)?;
-    let slots = manifest.newest().map_or(0, |c| c.slots.len());
-    if slots > usize::from(config.databases) {
-        return Err(OpenError::Config {
-            setting: "databases",
-            value: config.databases.to_string(),
-            why: format!("the store has {slots}; set it to at least that"),
-        });
     }
     Ok(manifest)
 }
@@ -235,7 +246,8 @@ fn raise_marks(
     Ok(())
 }
 
-fn segments_of<'a>(
+/// The segments that a checkpoint needs, and the bytes of each.
+pub(crate) fn segments_of<'a>(
     geometry: &'a Geometry,
     checkpoint: &'a Checkpoint,
 ) -> impl Iterator<Item = (u64, u64)> + 'a {
@@ -251,7 +263,7 @@ fn segments_of<'a>(
 }
 
 /// Bytes of the checkpoint's log from the block of `from` on.
-fn bytes_from(checkpoint: &Checkpoint, from: u64) -> u64 {
+pub(crate) fn bytes_from(checkpoint: &Checkpoint, from: u64) -> u64 {
     let from = from.max(checkpoint.begin) / BLOCK_WORDS * BLOCK_WORDS;
     checkpoint.extents.iter().map(|(first, to)| to.saturating_sub(from.max(*first)) * 8).sum()
 }
@@ -277,35 +289,62 @@ fn verify(
     Ok(bytes)
 }
 
+/// Bytes of the side file of a segment of so many bytes.
+pub(crate) fn side_bytes(segment_bytes: u64) -> u64 {
+    (segment_bytes / ALIGNMENT as u64 * 4).next_multiple_of(ALIGNMENT as u64)
+}
+
 fn check_segments(
     device: &dyn Device,
     geometry: &Geometry,
     checkpoint: &Checkpoint,
 ) -> Result<(), OpenError> {
-    for (segment, bytes) in segments_of(geometry, checkpoint) {
-        let needs = [
-            (FileId::Segment(segment), bytes),
-            (
-                FileId::Side(segment),
-                (bytes / ALIGNMENT as u64 * 4).next_multiple_of(ALIGNMENT as u64),
-            ),
-        ];
-        for (file, least) in needs {
-            let found = match device.size(file) {
-                Ok(size) if size >= least => continue,
-                Ok(size) => (size, format!("it ends there; the checkpoint needs {least} bytes")),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => (0, "it is missing".into()),
-                Err(e) => return Err(io_error("look at", device, file, e)),
-            };
-            return Err(OpenError::Damaged {
-                path: device.path(file),
-                offset: found.0,
-                found: found.1,
-                advice: ADVICE.into(),
-            });
-        }
+    segments_of(geometry, checkpoint).try_for_each(|(segment, bytes)| {
+        let first = segment * geometry.segment_words;
+        check_segment(device, geometry, first, first + bytes / 8)
+    })
+}
+
+/// Whether both files of a segment are there and long enough for its part `[from, to)`.
+pub(crate) fn check_segment(
+    device: &dyn Device,
+    geometry: &Geometry,
+    from: u64,
+    to: u64,
+) -> Result<(), OpenError> {
+    let segment = geometry.segment_of(from);
+    let bytes = (to - segment * geometry.segment_words) * 8;
+    let needs = [(FileId::Segment(segment), bytes), (FileId::Side(segment), side_bytes(bytes))];
+    for (file, least) in needs {
+        let found = match device.size(file) {
+            Ok(size) if size >= least => continue,
+            Ok(size) => (size, format!("it ends there; the checkpoint needs {least} bytes")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (0, "it is missing".into()),
+            Err(e) => return Err(io_error("look at", device, file, e)),
+        };
+        return Err(OpenError::Damaged {
+            path: device.path(file),
+            offset: found.0,
+            found: found.1,
+            advice: ADVICE.into(),
+        });
     }
     Ok(())
+}
+
+/// What stands at an address where a record belongs.
+pub(crate) fn no_record(
+    device: &dyn Device,
+    geometry: &Geometry,
+    at: u64,
+    found: String,
+) -> OpenError {
+    OpenError::Damaged {
+        path: device.path(FileId::Segment(geometry.segment_of(at))),
+        offset: geometry.offset_in_segment(at),
+        found,
+        advice: ADVICE.into(),
+    }
 }
 
 /// Words that addresses reach: they have 48 bits.
@@ -430,12 +469,7 @@ impl<'a> Rebuilding<'a> {
         to: u64,
         bytes: &[u8],
     ) -> Result<(), OpenError> {
-        let refused = |at: u64, found: String| OpenError::Damaged {
-            path: self.device.path(FileId::Segment(self.geometry.segment_of(at))),
-            offset: self.geometry.offset_in_segment(at),
-            found,
-            advice: ADVICE.into(),
-        };
+        let refused = |at, found| no_record(self.device, &self.geometry, at, found);
         let end = records_of(bytes, from, |address, record| {
             self.take_in(checkpoint, address, record);
         })

@@ -430,6 +430,16 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// The folder of the store's files, and whether it is the data directory itself; `None` when they are
+/// nowhere. Changes nothing.
+pub(crate) fn home_of(data: &Path, stem: &str) -> io::Result<Option<(PathBuf, bool)>> {
+    Ok(match find_home(data, stem)? {
+        Home::Checkpoints => Some((data.join(CHECKPOINTS), false)),
+        Home::Root => Some((data.to_path_buf(), true)),
+        Home::Nowhere => None,
+    })
+}
+
 fn find_home(data: &Path, stem: &str) -> io::Result<Home> {
     let checkpoints = data.join(CHECKPOINTS);
     match fs::symlink_metadata(&checkpoints) {

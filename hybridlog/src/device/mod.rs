@@ -25,7 +25,7 @@ mod posix;
 mod tests;
 mod uring;
 
-pub(crate) use directory::create_durably;
+pub(crate) use directory::{create_durably, home_of};
 pub use local::{LocalDevice, Opened, open};
 pub use mapping::Mapping;
 
