@@ -120,6 +120,6 @@ fn check(
 }
 
 /// `1 block`, `2 blocks`.
-pub(super) fn counted(count: u64, noun: &str) -> String {
+pub(in crate::tools) fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

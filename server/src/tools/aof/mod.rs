@@ -8,6 +8,8 @@ mod check;
 mod stat;
 mod truncate;
 
+pub(super) use check::counted;
+
 use super::{Outcome, ToolError};
 use crate::aof::{Known, Part, PartReader, Parts, ReadError, aside, parse_time, part};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, ValueHint};
@@ -71,7 +73,7 @@ pub(super) fn command() -> Command {
         )
 }
 
-const TIMES: &str = "TIME is RFC 3339 (2026-11-22T17:05:25.123Z, UTC without a zone), or Unix \
+pub(super) const TIMES: &str = "TIME is RFC 3339 (2026-11-22T17:05:25.123Z, UTC without a zone), or Unix \
                      seconds or milliseconds.";
 
 fn path() -> Arg {
@@ -83,7 +85,7 @@ fn path() -> Arg {
         .help("A data directory, or one part of the append-only file")
 }
 
-fn aof_file() -> Arg {
+pub(super) fn aof_file() -> Arg {
     let name = |text: &str| match text.ends_with(".aof") && !text.contains('/') {
         true => Ok(text.to_owned()),
         false => Err("a file name that ends in .aof".to_owned()),
@@ -197,7 +199,7 @@ fn family(name: &str) -> Option<String> {
     Some(numbered.unwrap_or_else(|| name.to_owned()))
 }
 
-fn open(path: &Path, known: Known) -> Result<PartReader<File>, ReadError> {
+pub(super) fn open(path: &Path, known: Known) -> Result<PartReader<File>, ReadError> {
     let file =
         File::open(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     PartReader::open(file, path, known)
@@ -209,7 +211,7 @@ fn read_failed(error: ReadError) -> ToolError {
 }
 
 /// What reading says, without the words of a start.
-fn told(error: &ReadError) -> String {
+pub(super) fn told(error: &ReadError) -> String {
     match error {
         ReadError::Damaged(damage) => format!("{}: {}", damage.path.display(), damage.details()),
         ReadError::Unbegun(torn) => format!("{}: {}", torn.path.display(), torn.details()),

@@ -1,0 +1,270 @@
+//! What the files of a data directory can give back: from which checkpoints, and up to which instants.
+//!
+//! ```text
+//!   base: checkpoint 40 ──> part 12 ──> part 13 ──> part 14 (torn: its whole blocks count)
+//!   base: checkpoint 41 ─────────────> part 13 ──> part 14
+//!         |<----------- every instant in between can be had again ------------->|
+//! ```
+//!
+//! Nothing is changed. A server that runs on the directory is no obstacle: what it has written until
+//! the files are read counts. Without one, none starts meanwhile.
+
+use super::ToolError;
+use super::aof::{open, told};
+use super::staging::failed;
+use crate::aof::{Chain, ChainError, End, Gap, Link, Origin, Parts, Start, format_time};
+use ferrite_hybridlog::{StoredCheckpoint, StoredCheckpoints};
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// How the files of a data directory are called.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Names {
+    /// `persistence.aof_file`
+    pub aof_file: String,
+    /// `persistence.checkpoint_file` without its ending.
+    pub stem: String,
+}
+
+/// A data directory that is being read.
+pub(super) struct Source {
+    pub directory: PathBuf,
+    pub names: Names,
+    /// The process of the server that runs on it, as far as is known.
+    pub server: Option<String>,
+    _lock: Option<File>,
+}
+
+/// What a replay can begin with.
+pub(super) struct Base {
+    /// `None` is the empty store, or a part that makes all of a state.
+    pub checkpoint: Option<StoredCheckpoint>,
+    /// Its instant, in Unix milliseconds: nothing before it can be had from here.
+    pub at_ms: u64,
+    /// What goes on from it; `Err` when nothing does, and why.
+    chain: Result<Chain, String>,
+}
+
+/// How far a base reaches.
+#[derive(Default)]
+pub(super) struct Reach {
+    /// The parts that are needed, in order.
+    pub parts: Vec<Needed>,
+    /// The instant of the last write, or of the beginning of the last part.
+    pub end_ms: u64,
+    /// Whether there is something later, so that the instant asked for is certainly covered.
+    pub is_beyond: bool,
+    /// Why it ends before the newest part does.
+    pub stop: Option<String>,
+    /// The checkpoint that what stops it goes on from, and nothing else.
+    pub only: Option<u64>,
+    /// What a crash has left at its end, which does not count.
+    pub torn: Option<String>,
+}
+
+/// A part of the append-only file.
+pub(super) struct Needed {
+    pub path: PathBuf,
+    pub number: u64,
+    /// So many of its bytes.
+    pub length: u64,
+}
+
+impl Source {
+    /// Looks at a data directory, which must be there.
+    pub fn open(directory: &Path, names: Names) -> Result<Self, ToolError> {
+        if !fs::metadata(directory).map_err(failed("read", directory))?.is_dir() {
+            return Err(ToolError::Refused(format!(
+                "{} is no directory; name a data directory, or a copy of one",
+                directory.display()
+            )));
+        }
+        let (server, _lock) = hold(directory)?;
+        Ok(Self { directory: directory.to_owned(), names, server, _lock })
+    }
+
+    /// What is said of a server that runs on it.
+    pub fn note(&self) -> Option<String> {
+        let server = self.server.as_ref()?;
+        let directory = self.directory.display();
+        Some(format!(
+            "a server (process {server}) runs on {directory}: what it has written until now is taken, and none of \
+             its files is changed"
+        ))
+    }
+
+    /// Its checkpoints.
+    pub fn checkpoints(&self) -> Result<Option<StoredCheckpoints>, ToolError> {
+        StoredCheckpoints::find(&self.directory, &self.names.stem)
+            .map_err(|e| ToolError::Refused(e.to_string()))
+    }
+
+    /// Its parts of the append-only file.
+    pub fn parts(&self) -> Result<Parts, ToolError> {
+        Parts::find(&self.directory, &self.names.aof_file)
+            .map_err(|e| ToolError::Refused(e.to_string()))
+    }
+
+    /// All bases, the latest first.
+    pub fn bases(&self, checkpoints: Option<&StoredCheckpoints>) -> Result<Vec<Base>, ToolError> {
+        let mut bases = Vec::new();
+        for checkpoint in checkpoints.map_or_else(Vec::new, StoredCheckpoints::checkpoints) {
+            let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
+            let chain = chain.map_err(without_refusal).and_then(some_part);
+            let at_ms = checkpoint.taken_at_ms;
+            bases.push(Base { checkpoint: Some(checkpoint), at_ms, chain });
+        }
+        if let Ok(chain) = self.parts()?.chain(Origin::Empty)
+            && let Some(at_ms) = begins_at(&chain)
+        {
+            bases.push(Base { checkpoint: None, at_ms, chain: Ok(chain) });
+        }
+        bases.sort_by_key(|base| std::cmp::Reverse(base.at_ms));
+        Ok(bases)
+    }
+}
+
+/// When a chain from nothing first makes a whole state.
+fn begins_at(chain: &Chain) -> Option<u64> {
+    let first = chain.links.first()?;
+    Some(match (first.header.start, chain.links.get(1)) {
+        // Its commands make the state at which the next part begins, and no earlier one.
+        (Start::Base, Some(next)) => next.header.time_ms.max(first.header.time_ms),
+        _ => first.header.time_ms,
+    })
+}
+
+fn some_part(chain: Chain) -> Result<Chain, String> {
+    match chain.links.is_empty() {
+        true => Err("there is no append-only file".into()),
+        false => Ok(chain),
+    }
+}
+
+/// What a start would say, without saying that one has refused.
+fn without_refusal(error: ChainError) -> String {
+    match &error {
+        ChainError::Part(error) => told(error),
+        other => other.to_string().replacen("AOF: refused ", "", 1),
+    }
+}
+
+impl Base {
+    /// How far it reaches, but not beyond `until_ms`. Reads and verifies all of the parts up to there.
+    pub fn reach(&self, until_ms: u64) -> Reach {
+        let mut reach = Reach { end_ms: self.at_ms, ..Reach::default() };
+        let Ok(chain) = &self.chain else { return reach };
+        for (i, link) in chain.links.iter().enumerate() {
+            if i > 0 && link.header.time_ms > until_ms {
+                reach.is_beyond = true;
+                return reach;
+            }
+            if !reach.read(link, until_ms) {
+                return reach;
+            }
+        }
+        reach.stop = chain.gap.as_ref().map(Gap::to_string);
+        if let Some(Gap::Only { checkpoint, .. }) = chain.gap {
+            reach.only = Some(checkpoint);
+        }
+        reach
+    }
+
+    /// Whether nothing goes on from it, and why.
+    pub fn is_alone(&self) -> Option<&str> {
+        self.chain.as_ref().err().map(String::as_str)
+    }
+
+    /// In words.
+    pub fn describe(&self) -> String {
+        match &self.checkpoint {
+            Some(checkpoint) => {
+                format!("checkpoint {} of {}", checkpoint.number, format_time(self.at_ms))
+            }
+            None => format!("the beginning of the append-only file, {}", format_time(self.at_ms)),
+        }
+    }
+}
+
+impl Reach {
+    /// Reads one part; false where the reading ends.
+    fn read(&mut self, link: &Link, until_ms: u64) -> bool {
+        // What makes a state from nothing is of use as a whole only.
+        let until_ms = if link.header.start == Start::Base { u64::MAX } else { until_ms };
+        let mut needed = Needed { path: link.path.clone(), number: link.header.number, length: 0 };
+        let mut reader = match open(&link.path, link.known) {
+            Ok(reader) => reader,
+            Err(e) => {
+                self.stop = Some(told(&e));
+                return false;
+            }
+        };
+        needed.length = reader.offset();
+        self.end_ms = self.end_ms.max(link.header.time_ms.min(until_ms));
+        let goes_on = loop {
+            match reader.next_block() {
+                Ok(Some(block)) if block.time_ms > until_ms => {
+                    self.is_beyond = true;
+                    break false;
+                }
+                Ok(Some(block)) => {
+                    needed.length = reader.offset();
+                    self.end_ms = self.end_ms.max(block.time_ms);
+                }
+                Ok(None) => {
+                    if let Some(End::Torn(torn)) = reader.end() {
+                        self.torn = Some(format!("{}: {}", torn.path.display(), torn.details()));
+                    }
+                    break true;
+                }
+                Err(e) => {
+                    self.stop = Some(told(&e));
+                    break false;
+                }
+            }
+        };
+        self.parts.push(needed);
+        goes_on
+    }
+}
+
+/// The instants that the bases give, in words.
+pub(super) fn range(bases: &[Base]) -> String {
+    let mut spans: Vec<(u64, u64)> =
+        bases.iter().map(|base| (base.at_ms, base.reach(u64::MAX).end_ms)).collect();
+    spans.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (from, to) in spans {
+        match merged.last_mut() {
+            Some(last) if from <= last.1 => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    let text = |(from, to): &(u64, u64)| match from == to {
+        true => format!("the instant {}", format_time(*from)),
+        false => format!("{} to {}", format_time(*from), format_time(*to)),
+    };
+    merged.iter().map(text).collect::<Vec<_>>().join(" and ")
+}
+
+/// Keeps servers from starting on the directory, unless one runs already: then its process. What
+/// is held is shared, so that several tools may read at once.
+fn hold(directory: &Path) -> Result<(Option<String>, Option<File>), ToolError> {
+    let path = directory.join("ferrite.lock");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
+        Err(e) => return Err(failed("open", &path)(e)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok((None, Some(file))),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { "unknown" } else { holder };
+            Ok((Some(holder.to_owned()), None))
+        }
+        Err(TryLockError::Error(e)) => Err(failed("lock", &path)(e)),
+    }
+}
