@@ -6,6 +6,7 @@ use crate::device::ALIGNMENT;
 use crate::record::HEADER_LIMIT;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// [`Config::verify_at_start`] unless it is set: about a second of reading from a solid-state disk,
 /// ten from a spinning one. A store that fits is whole when it starts; a larger one does not start
@@ -45,6 +46,9 @@ pub struct Config {
     /// with a new image before the store is handed out. For one start, after one that an image
     /// refused ([`OpenError::DamagedImage`]): it reads all of the log.
     pub rebuild_index: bool,
+    /// How long files stay that a manifest named which another one has replaced, for whoever copies
+    /// them meanwhile ([`crate::Store::set_backup_hold`]). A start ends it.
+    pub backup_hold: Duration,
     /// The ring through which writes reach the reader of the redo log ([`crate::Store::redo`]), in
     /// bytes: a power of two from 4 KiB to 1 GiB, or 0 for a store without one. With one, the clock
     /// stands at the last checkpoint until [`crate::Store::redo`] is called: what had not expired then
@@ -83,6 +87,7 @@ impl Config {
             compress_images: true,
             file_stem: "ferrite".into(),
             rebuild_index: false,
+            backup_hold: Duration::ZERO,
             redo_ring_size: 0,
             progress: Arc::default(),
         }

@@ -102,6 +102,12 @@ impl Checkpoints {
         // A second one would be a mistake of ours; the first stays.
         let _ = self.journal.set(journal);
     }
+    /// Removes what was kept for copies in progress for long enough. Waits for the file system.
+    pub fn release_held(&self, store: &Store) {
+        if let (Some(oldest), Some(journal)) = (store.release_held(), self.journal.get()) {
+            journal.forget_before(oldest);
+        }
+    }
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut state = self.lock();
@@ -189,7 +195,7 @@ impl Claim {
                 if let Some(journal) = self.checkpoints.journal.get()
                     && report.oldest_kept < report.number
                 {
-                    journal.forget_before(report.oldest_kept);
+                    journal.forget_before(report.oldest_held);
                 }
                 tracing::info!(
                     number = report.number,

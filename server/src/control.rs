@@ -24,8 +24,8 @@ pub struct Control {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A checkpoint to be taken.
-type Due = (Claim, Arc<Context>);
+/// A checkpoint to be taken; without a claim what was held for copies is to go.
+type Due = (Option<Claim>, Arc<Context>);
 
 impl Control {
     /// Starts it. `listeners` are the metrics server's; there may be none.
@@ -58,8 +58,11 @@ impl Control {
         // It ends when the other has dropped `due`.
         let checkpoints = move || {
             for (claim, context) in take {
-                // It logs its outcome itself, and an error leaves the server running.
-                let _ = claim.take(&context.store, context.databases);
+                match claim {
+                    // It logs its outcome itself, and an error leaves the server running.
+                    Some(claim) => drop(claim.take(&context.store, context.databases)),
+                    None => context.checkpoints.release_held(&context.store),
+                }
             }
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
@@ -117,7 +120,9 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
             && let Some(claim) = context.checkpoints.claim()
         {
             // An error would mean that the thread has ended, which a panic alone could do.
-            let _ = due.send((claim, Arc::clone(context)));
+            let _ = due.send((Some(claim), Arc::clone(context)));
+        } else if context.store.hold_is_over() {
+            let _ = due.send((None, Arc::clone(context)));
         }
     }
 }

@@ -243,6 +243,7 @@ fn persistence(view: &View<'_>, to: &mut Fields) {
     );
     to.field("rdb_saves", checkpoints.completed);
     to.field("rdb_last_load_keys_loaded", recovery.keys);
+    to.field("backup_held_bytes", view.stats.held_bytes);
     let journal = context.journal.get().map(|journal| journal.state());
     to.field("aof_enabled", u8::from(journal.is_some()));
     to.field("aof_rewrite_in_progress", 0);

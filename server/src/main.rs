@@ -64,6 +64,7 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     live.on_change(start::refuse_too_many_clients);
     let context = Arc::new(Context::with_config(live, directory.clone()));
     context.config.on_change(start::follow_policy(&context));
+    context.config.on_change(start::follow_hold(&context));
     status.recovering(Arc::clone(&context));
     server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;
     // Clients are answered LOADING until the data is there.

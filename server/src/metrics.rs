@@ -281,7 +281,9 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
     let help = "Operations that waited for room in the log";
     page.counter("ferrite_parked_for_room", help, stats.parked_for_room)?;
     let longest = stats.safepoint_us_max as f64 / 1e6;
-    page.gauge("ferrite_safepoint_max_seconds", "The longest stop of all commands", longest)
+    page.gauge("ferrite_safepoint_max_seconds", "The longest stop of all commands", longest)?;
+    let held = "Checkpoint files kept only for copies in progress";
+    page.gauge("ferrite_backup_held_bytes", held, stats.held_bytes)
 }
 
 fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {

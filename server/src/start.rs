@@ -173,6 +173,23 @@ pub fn follow_policy(
     }
 }
 
+/// CONFIG SET persistence.backup_hold. What need not be held any more goes within a second.
+pub fn follow_hold(
+    context: &Arc<Context>,
+) -> impl Fn(&Config, &Config) -> Result<(), String> + use<> {
+    let context = Arc::downgrade(context);
+    move |old, new| {
+        let hold = new.persistence.backup_hold;
+        if hold != old.persistence.backup_hold
+            && let Some(context) = context.upgrade()
+            && let Some(store) = context.store.get()
+        {
+            store.set_backup_hold(hold);
+        }
+        Ok(())
+    }
+}
+
 /// What the store refuses: the value of a setting, or a size that follows from several.
 fn refused(field: &str, value: String, why: String) -> StartError {
     match setting_name(field) {

@@ -455,7 +455,8 @@ fn a_copy_of_ckpt_and_aof_files_starts_with_everything() {
 
 #[test]
 fn parts_go_when_the_second_checkpoint_behind_them_is_complete() {
-    let server = server();
+    // Nobody makes a copy.
+    let server = Server::ferrite(&[ALWAYS, &["persistence.backup_hold=0"]].concat());
     let mut wire = server.connect();
     let first = parts(&data(&server));
     assert_eq!(first.len(), 1);

@@ -14,6 +14,7 @@
 //! changed, never the size of the data set.
 
 mod blocks;
+pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod manifest;
 pub(crate) mod recover;
@@ -28,6 +29,7 @@ use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::sync::mutant;
 use ferrite_index::assert_unpinned;
+use hold::Held;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,6 +52,9 @@ pub struct CheckpointReport {
     pub taken_at_ms: u64,
     /// The number of the oldest checkpoint that is kept.
     pub oldest_kept: u64,
+    /// The number of the oldest checkpoint whose files are there, for a copy that may have begun with
+    /// it ([`crate::Config::backup_hold`]); at most `oldest_kept`.
+    pub oldest_held: u64,
     /// Bytes written for it: image, flushed log, side files and manifest.
     pub bytes_written: u64,
     /// How long it took.
@@ -64,6 +69,20 @@ pub(crate) struct Checkpointer {
     /// Whether the manifest on the disk keeps a number for the next attempt: the one below its
     /// `next_number`.
     pub reserved: bool,
+    /// What earlier manifests need.
+    pub held: Held,
+}
+
+impl Checkpointer {
+    pub fn new(manifest: Manifest, start: u64) -> Self {
+        Self { manifest, start, reserved: false, held: Held::default() }
+    }
+
+    /// The oldest checkpoint that is kept, and the oldest whose files are.
+    fn oldest(&self) -> Option<(u64, u64)> {
+        let kept = self.manifest.checkpoints.last()?.number;
+        Some((kept, self.held.oldest().map_or(kept, |held| held.min(kept))))
+    }
 }
 
 /// Copied at the safepoint; the manifest is written from it alone.
@@ -72,6 +91,7 @@ struct Cut {
     taken_at_ms: u64,
     map: Vec<u8>,
     slots: Vec<SlotState>,
+    made_at: Instant,
 }
 
 /// Takes a checkpoint and returns when it is durable.
@@ -91,18 +111,23 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     }
     sync_log(inner, cut.address)?;
     redo::wait_until_cut(inner, number);
-    let taken_at_ms = cut.taken_at_ms;
-    let segment_words = inner.log.geometry.segment_words;
-    let manifest = next_manifest(&state, number, image, cut, segment_words);
+    let (taken_at_ms, made_at) = (cut.taken_at_ms, cut.made_at);
+    let geometry = &inner.log.geometry;
+    let manifest = next_manifest(&state, number, image, cut, geometry.segment_words);
+    hold::wait_until_listed(&inner.hold, &state.manifest, &manifest, made_at);
     let manifest_bytes = persist(inner, &manifest)?;
-    state.manifest = manifest;
+    let replaced = std::mem::replace(&mut state.manifest, manifest);
+    state.held.note(&replaced, geometry);
     state.reserved = true;
-    forget(inner, &state.manifest);
+    state.held.release(inner.hold.duration());
+    forget(inner, &state);
+    let (oldest_kept, oldest_held) = state.oldest().unwrap_or((number, number));
     let flushed = inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before;
     Ok(CheckpointReport {
         number,
         taken_at_ms,
-        oldest_kept: state.manifest.checkpoints.last().map_or(number, |c| c.number),
+        oldest_kept,
+        oldest_held,
         bytes_written: flushed + image_bytes + manifest_bytes,
         duration: since.elapsed(),
     })
@@ -220,7 +245,7 @@ fn cut(inner: &Arc<Inner>, number: u64) -> Result<Cut, CheckpointError> {
     let map = tables.map.clone();
     drop(closed);
     log.tail.give_back(credit);
-    Ok(Cut { address, taken_at_ms, map, slots })
+    Ok(Cut { address, taken_at_ms, map, slots, made_at: Instant::now() })
 }
 
 fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
@@ -352,9 +377,27 @@ fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> st
     Ok(length)
 }
 
-/// Drops images and whole segments that no kept checkpoint names.
-fn forget(inner: &Inner, manifest: &Manifest) {
-    let log = &inner.log;
+/// Whether something was held for copies for long enough.
+pub(crate) fn hold_is_over(inner: &Inner) -> bool {
+    let state = inner.checkpointer.try_lock();
+    state.is_ok_and(|state| state.held.is_over(inner.hold.duration()))
+}
+
+/// Lets go of what was held for copies and need not be any more. The oldest checkpoint whose files are
+/// there then, if there was anything.
+pub(crate) fn release_held(inner: &Inner) -> Option<u64> {
+    // While one is taken it does so itself.
+    let mut state = inner.checkpointer.try_lock().ok()?;
+    if !state.held.release(inner.hold.duration()) {
+        return None;
+    }
+    forget(inner, &state);
+    state.oldest().map(|(_, held)| held)
+}
+
+/// Drops images and whole segments that no kept checkpoint names, and no manifest of late.
+fn forget(inner: &Inner, state: &Checkpointer) {
+    let (log, manifest, held) = (&inner.log, &state.manifest, &state.held);
     let begin = manifest.checkpoints.iter().map(|c| c.begin).min().unwrap_or(0);
     log.truncate(begin);
     let first = log.geometry.segment_of(log.boundaries.begin());
@@ -362,14 +405,20 @@ fn forget(inner: &Inner, manifest: &Manifest) {
         Ok(files) => files,
         Err(e) => return tracing::warn!("listing the data directory failed: {e}"),
     };
+    let mut held_bytes = 0;
     for file in files {
-        let unneeded = match file {
-            FileId::Index(n) => manifest.checkpoints.iter().all(|c| c.image.number != n),
-            FileId::Segment(n) | FileId::Side(n) => n < first,
-            FileId::Manifest | FileId::ManifestNew => false,
+        let (unneeded, is_held) = match file {
+            FileId::Index(n) => {
+                (manifest.checkpoints.iter().all(|c| c.image.number != n), held.needs_image(n))
+            }
+            FileId::Segment(n) | FileId::Side(n) => (n < first, held.needs_segment(n)),
+            FileId::Manifest | FileId::ManifestNew => (false, false),
         };
-        if unneeded && let Err(e) = log.device.remove(file) {
+        if unneeded && is_held {
+            held_bytes += log.device.size(file).unwrap_or(0);
+        } else if unneeded && let Err(e) = log.device.remove(file) {
             tracing::warn!("removing {} failed: {e}", log.device.path(file).display());
         }
     }
+    inner.hold.note_bytes(held_bytes);
 }

@@ -37,6 +37,7 @@ pub use session::{Inside, Session};
 pub use tables::Database;
 pub use value::{Change, Value};
 
+use crate::checkpoint::hold::Hold;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::recover::{self, Recovered, Recovery};
 use crate::checkpoint::{self, CheckpointReport, Checkpointer};
@@ -54,7 +55,7 @@ use operation::ReadyQueue;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tables::{Slot, Tables};
 
 /// Sessions and background threads that can be inside at once: the server's limit of workers, and
@@ -69,6 +70,8 @@ pub(crate) struct Inner {
     pub gate: Gate,
     pub secret: HashSecret,
     pub checkpointer: Mutex<Checkpointer>,
+    /// How long files stay for a copy.
+    pub hold: Hold,
     pub expiry: Arc<ExpiryControl>,
     pub redo: Option<Redo>,
     smallest_bits: u32,
@@ -145,6 +148,8 @@ pub struct Stats {
     pub parked_for_redo: u64,
     /// The longest time the gate was closed, in microseconds.
     pub safepoint_us_max: u64,
+    /// Bytes of files that stay only for a copy that somebody may be making.
+    pub held_bytes: u64,
     /// Why the log takes no writes, when it does not.
     pub not_writable: Option<String>,
 }
@@ -203,7 +208,8 @@ impl Store {
             smallest_bits: u32::from(manifest.index_smallest_bits),
             index_limit: limit,
             clock_ms: AtomicU64::new(report.taken_at_ms),
-            checkpointer: Mutex::new(Checkpointer { manifest, start, reserved: false }),
+            checkpointer: Mutex::new(Checkpointer::new(manifest, start)),
+            hold: Hold::of(config.backup_hold),
             log,
             pages: Arc::default(),
             gate: Gate::new(),
@@ -290,6 +296,24 @@ impl Store {
     /// [`CheckpointError`]; the last complete checkpoint stays what a start finds.
     pub fn checkpoint(&self) -> Result<CheckpointReport, CheckpointError> {
         checkpoint::take(self.inner())
+    }
+
+    /// How long files stay from now on that a manifest named which another one has replaced, so that a copy
+    /// that began with it is whole ([`Config::backup_hold`]).
+    pub fn set_backup_hold(&self, hold: Duration) {
+        self.inner().hold.set(hold);
+    }
+
+    /// Whether [`Store::release_held`] would remove something. Cheap.
+    pub fn hold_is_over(&self) -> bool {
+        checkpoint::hold_is_over(self.inner())
+    }
+
+    /// Removes what was held for copies for long enough. Returns the number of the oldest checkpoint
+    /// whose files are there then; `None` when there was nothing to let go of. A checkpoint does it
+    /// too. It waits for the file system only.
+    pub fn release_held(&self) -> Option<u64> {
+        checkpoint::release_held(self.inner())
     }
 
     /// Keys in a database (expired ones that were not yet removed included), and how many of them
@@ -418,6 +442,7 @@ impl Store {
             parked_for_room: log.room.parked(),
             parked_for_redo: inner.redo.as_ref().map_or(0, Redo::parked),
             safepoint_us_max: inner.gate.longest_us(),
+            held_bytes: inner.hold.bytes(),
             not_writable: log.health.refusal(),
         }
     }

@@ -249,8 +249,8 @@ pub const ROWS: &[Row] = &[
         "Name of the checkpoint's manifest; the other files take its stem."),
     Row::new("persistence.checkpoint_compression", Kind::Flag, "true",
         "Compresses the index image with zstd."),
-    Row::new("persistence.backup_hold", Kind::Duration(0, MONTH_MS), "0",
-        "How long files of earlier checkpoints stay for a copy in progress; 0 is all there is so far.").not_yet(),
+    Row::new("persistence.backup_hold", Kind::Duration(0, MONTH_MS), "600",
+        "How long the files of a replaced checkpoint stay for a copy in progress; 0 keeps none.").live(),
 
     Row::new("cloud.enabled", Kind::Flag, "false",
         "Keeps sealed segments in an object store.").not_yet(),

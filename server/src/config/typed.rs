@@ -72,6 +72,8 @@ pub struct Persistence {
     pub checkpoint_interval: Duration,
     /// Whether every write goes to the append-only file.
     pub aof_enabled: bool,
+    /// How long files that a replaced manifest named stay for a copy. Live.
+    pub backup_hold: Duration,
     /// When it is synced. Live.
     pub aof_sync: AofSync,
     /// The name of its newest part in the data directory.
@@ -146,6 +148,7 @@ impl Config {
                     "no" => AofSync::No,
                     _ => AofSync::Everysec,
                 },
+                backup_hold: read.duration("persistence.backup_hold"),
                 aof_file: read.text("persistence.aof_file").to_owned(),
             },
             metrics: Metrics {
@@ -235,6 +238,7 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
             _ => IoChoice::Auto,
         },
         compress_images: read.flag("persistence.checkpoint_compression"),
+        backup_hold: read.duration("persistence.backup_hold"),
         redo_ring_size: if read.flag("persistence.aof_enabled") { REDO_RING_SIZE } else { 0 },
         file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
         ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
