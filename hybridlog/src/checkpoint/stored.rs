@@ -154,11 +154,17 @@ impl StoredCheckpoints {
     }
 
     /// Compares all that the checkpoints need with its checksums, images and records decoded. Of a file
-    /// that is damaged in several places the first is told. `read` is told of bytes as they are read.
-    pub fn faults(&self, mut read: impl FnMut(u64)) -> Vec<OpenError> {
+    /// that is damaged in several places the first is told. Only images and segments whose names are
+    /// `wanted` are read, segments with their side files. `read` is told of bytes as they are read.
+    pub fn faults(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        mut read: impl FnMut(u64),
+    ) -> Vec<OpenError> {
+        let wanted = |file: FileId| wanted(&file.name(&self.folder.stem));
         let mut faults = Vec::new();
         let mut images: Vec<_> = self.manifest.checkpoints.iter().map(|c| c.image).collect();
-        images.retain(|image| image.number > 0);
+        images.retain(|image| image.number > 0 && wanted(FileId::Index(image.number)));
         images.dedup();
         for image in images {
             let bits = u32::from(self.manifest.index_smallest_bits);
@@ -171,6 +177,9 @@ impl StoredCheckpoints {
         let mut ranges = BTreeMap::new();
         for checkpoint in &self.manifest.checkpoints {
             for (from, to) in self.ranges(checkpoint) {
+                if !wanted(FileId::Segment(self.geometry.segment_of(from))) {
+                    continue;
+                }
                 // Of two checkpoints the newer one reaches farther, the older one begins lower.
                 let range = ranges.entry(self.geometry.segment_of(from)).or_insert((from, to));
                 *range = (range.0.min(from), range.1.max(to));
@@ -326,7 +335,7 @@ mod tests {
         assert_eq!(numbers, [taken[3], taken[2]]);
         assert_eq!((checkpoints[0].keys, checkpoints[1].keys), (1200, 900));
         let mut read = 0;
-        assert!(found.faults(|bytes| read += bytes).is_empty());
+        assert!(found.faults(|_| true, |bytes| read += bytes).is_empty());
         assert!(read > checkpoints[0].log_bytes && !found.is_copy());
         // What is final is never the segment in which the log goes on.
         let last = checkpoints[0].files.iter().rfind(|f| !f.name.contains("side"));
@@ -350,7 +359,7 @@ mod tests {
         fs::write(copy.path().join(found.manifest_name()), manifest).expect("written");
         let copied = StoredCheckpoints::find(copy.path(), "ferrite").expect("read");
         let copied = copied.expect("it is there");
-        assert!(copied.is_copy() && copied.faults(|_| {}).is_empty());
+        assert!(copied.is_copy() && copied.faults(|_| true, |_| {}).is_empty());
         let store = Store::open(config(copy.path())).expect("opens");
         assert_eq!(store.recovery().checkpoint, Some(older.number));
         assert_eq!(store.key_count(Database(0)).0, 900);
@@ -371,16 +380,16 @@ mod tests {
             // A byte of the first block: both files of every segment begin with what counts.
             opened.seek(io::SeekFrom::Start(1)).expect("sought");
             opened.write_all(&[!whole[1]]).expect("written");
-            let faults = find().faults(|_| {});
+            let faults = find().faults(|_| true, |_| {});
             let told = faults.first().map(ToString::to_string).unwrap_or_default();
             let stem = file.name.replace(".side", "");
             assert!(faults.len() == 1 && told.contains(&stem), "{}: {told}", file.name);
             fs::remove_file(&file.path).expect("removed");
-            let told = find().faults(|_| {})[0].to_string();
+            let told = find().faults(|_| true, |_| {})[0].to_string();
             assert!(told.contains(&file.name) && told.contains("missing"), "{told}");
             fs::write(&file.path, &whole).expect("written");
         }
-        assert!(find().faults(|_| {}).is_empty());
+        assert!(find().faults(|_| true, |_| {}).is_empty());
         fs::remove_file(find().manifest_path()).expect("removed");
         let told = StoredCheckpoints::find(directory.path(), "ferrite").err().expect("refused");
         assert!(told.to_string().contains("the manifest is missing"), "{told}");

@@ -5,10 +5,12 @@
 //! arguments, 3 when only a torn tail was found, which a start cuts off by itself.
 
 pub mod aof;
+pub mod backup;
 mod history;
 mod progress;
 pub mod restore;
 mod staging;
+mod wire;
 
 use clap::{ArgMatches, Command};
 use std::io::{self, Write};
@@ -20,6 +22,8 @@ use std::process::ExitCode;
 pub enum Tool {
     /// `ferrite aof ...`
     Aof(aof::Action),
+    /// `ferrite backup ...`
+    Backup(backup::Action),
     /// `ferrite restore ...`
     Restore(restore::Action),
 }
@@ -60,13 +64,14 @@ pub enum ToolError {
 impl Tool {
     /// The commands of all tools, for the command line.
     pub fn commands() -> impl IntoIterator<Item = Command> {
-        [aof::command(), restore::command()]
+        [aof::command(), backup::command(), restore::command()]
     }
 
     /// The tool that a command line asks for, if it asks for one.
     pub fn from_matches(matches: &ArgMatches) -> Option<Self> {
         match matches.subcommand()? {
             ("aof", matches) => Some(Self::Aof(aof::Action::from_matches(matches))),
+            ("backup", matches) => Some(Self::Backup(backup::Action::from_matches(matches))),
             ("restore", matches) => Some(Self::Restore(restore::Action::from_matches(matches))),
             (name, _) => unreachable!("{name} is not among the commands"),
         }
@@ -78,6 +83,7 @@ impl Tool {
         let mut errors = io::stderr().lock();
         let result = match self {
             Self::Aof(action) => action.run(&mut out, &mut errors),
+            Self::Backup(action) => action.run(&mut out, &mut errors),
             Self::Restore(action) => action.run(&mut out, &mut errors),
         };
         let result = result.and_then(|outcome| Ok(out.flush().map(|()| outcome)?));

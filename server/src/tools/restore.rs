@@ -86,7 +86,7 @@ pub(super) fn names_from(matches: &ArgMatches) -> Names {
 }
 
 /// Why one try did not do.
-enum Failure {
+pub(super) enum Failure {
     /// These files are no good: another checkpoint may be.
     Damaged(String),
     /// A running server took a file away meanwhile: read again.
@@ -258,8 +258,7 @@ impl Action {
         bring_parts(&mut staging, source, reach, &bar)?;
         drop(bar);
         verify(&staging, &self.names, reach)?;
-        let told =
-            Told { to: staging.to().to_owned(), copied: staging.copied, linked: staging.linked };
+        let told = Told::of(&staging);
         staging.finish()?;
         Ok(Staged { told })
     }
@@ -308,6 +307,10 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// Of a directory that is made.
+    pub fn of(staging: &Staging) -> Self {
+        Self { to: staging.to().to_owned(), copied: staging.copied, linked: staging.linked }
+    }
     /// What was copied and what was not.
     pub fn files(&self) -> String {
         let count = |count: Count| {
@@ -358,7 +361,7 @@ pub(super) fn start_command(
 }
 
 /// Copies the parts and names the newest one.
-fn bring_parts(
+pub(super) fn bring_parts(
     staging: &mut Staging,
     source: &Source,
     reach: &Reach,
@@ -382,10 +385,17 @@ fn verify(staging: &Staging, names: &Names, reach: &Reach) -> Result<(), Failure
     let damaged = |e: &dyn std::fmt::Display| Failure::Damaged(e.to_string());
     if let Some(made) = StoredCheckpoints::find(folder, &names.stem).map_err(|e| damaged(&e))? {
         let bar = Bar::of(made.bytes(), "verifying");
-        if let Some(fault) = made.faults(|bytes| bar.advance(bytes)).first() {
+        if let Some(fault) = made.faults(|_| true, |bytes| bar.advance(bytes)).first() {
             return Err(damaged(fault));
         }
     }
+    verify_parts(staging, names, reach)
+}
+
+/// Reads the parts that were made, which must be whole up to where those of the source are.
+pub(super) fn verify_parts(staging: &Staging, names: &Names, reach: &Reach) -> Result<(), Failure> {
+    let folder = staging.folder();
+    let damaged = |e: &dyn std::fmt::Display| Failure::Damaged(e.to_string());
     let parts = Parts::find(folder, &names.aof_file).map_err(|e| damaged(&e))?;
     for needed in &reach.parts {
         let number = needed.number;
@@ -402,7 +412,7 @@ fn verify(staging: &Staging, names: &Names, reach: &Reach) -> Result<(), Failure
 }
 
 /// A file that is gone may have been taken away by a server.
-fn vanished(source: &Source, path: &Path, error: ToolError) -> Failure {
+pub(super) fn vanished(source: &Source, path: &Path, error: ToolError) -> Failure {
     let gone = !path.exists();
     match error {
         error if gone && source.server.is_some() => Failure::Vanished(error),
