@@ -5,6 +5,9 @@
 //!                     up to 5000, all on disk     up to 700              to its end
 //! ```
 //!
+//! A part with a base stands in both kinds of chain: one that comes from a checkpoint goes on behind the
+//! base, one from an empty store begins with it.
+//!
 //! A part is taken once: of a part and a longer copy of it under `aof_file`, the copy. Where a part
 //! is missing, or shorter than the next one says, what follows cannot be applied: a [`Gap`].
 
@@ -292,7 +295,7 @@ impl Parts {
     /// The part that a replay from `origin` begins with: it needs none below. Of the kept
     /// checkpoints the lowest of these tells which parts may go.
     pub fn first(&self, origin: Origin) -> Option<u64> {
-        first_part(&self.parts, origin)
+        first_part(&self.parts, origin, None)
     }
 
     /// What the part behind part `number` says of it.
@@ -308,7 +311,7 @@ impl Parts {
     /// is there at all.
     pub fn gap_before(&self, number: u64) -> Option<Gap> {
         let header = self.parts.get(&number)?.header;
-        let before = header.before.filter(|_| header.start != Start::Base)?;
+        let before = header.before.filter(|_| header.base().is_none())?;
         let older = self.parts.range(..number).next().is_some();
         match self.parts.get(&before.number) {
             None => older.then(|| Gap::Missing {
@@ -324,12 +327,21 @@ impl Parts {
     }
 
     /// What to replay from `origin` on: nothing, if there are no parts at all.
-    pub fn chain(mut self, origin: Origin) -> Result<Chain, ChainError> {
+    pub fn chain(self, origin: Origin) -> Result<Chain, ChainError> {
+        self.chain_until(origin, None)
+    }
+
+    /// The same, for a replay that ends at the time `until_ms`: a base that is younger does not serve.
+    pub fn chain_until(
+        mut self,
+        origin: Origin,
+        until_ms: Option<u64>,
+    ) -> Result<Chain, ChainError> {
         if let Some(error) = self.broken_alias {
             // Its number is not known: it may be the longer copy of any part.
             return Err(error.into());
         }
-        let Some(first) = self.first(origin) else {
+        let Some(first) = first_part(&self.parts, origin, until_ms) else {
             if let Some((_, error)) = self.broken.pop_last() {
                 return Err(error.into());
             }
@@ -374,16 +386,19 @@ impl Parts {
     }
 }
 
-/// The newest part that begins at `origin`. A base part serves an empty store better than the
-/// first part of all.
-fn first_part(parts: &BTreeMap<u64, Part>, origin: Origin) -> Option<u64> {
+/// The newest part that begins at `origin`, for a replay until then. One with a base serves an empty store
+/// better than the first part of all.
+fn first_part(parts: &BTreeMap<u64, Part>, origin: Origin, until_ms: Option<u64>) -> Option<u64> {
+    let based = || {
+        let old_enough = |part: &Part| until_ms.is_none_or(|until| part.header.time_ms <= until);
+        let mut based = parts.iter().rev().filter(|(_, part)| part.header.base().is_some());
+        based.find(|(_, part)| old_enough(part)).map(|(number, _)| *number)
+    };
     let newest = |wanted: &dyn Fn(Start) -> bool| {
         parts.iter().rev().find(|(_, part)| wanted(part.header.start)).map(|(number, _)| *number)
     };
     match origin {
-        Origin::Empty => {
-            newest(&|start| start == Start::Base).or_else(|| newest(&|start| start == Start::Empty))
-        }
+        Origin::Empty => based().or_else(|| newest(&|start| start == Start::Empty)),
         Origin::Checkpoint(number) => {
             newest(&|start| start == Start::Checkpoint(number) || start == Start::Only(number))
         }

@@ -32,7 +32,7 @@ pub use block::{Annotation, Blocks};
 pub use chain::{Chain, ChainError, Gap, Link, Origin, Part, Parts};
 pub use effect::{Effect, Entry};
 pub use files::{Files, LocalFiles, PartFile};
-pub use part::{Before, Header, Start};
+pub use part::{Base, Before, Header, Start};
 pub use reader::{Command, Damage, End, Known, PartReader, ReadError, Torn};
 pub use replay::{Replay, Replayed};
 pub use time::{format_time, parse_time};

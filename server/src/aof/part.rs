@@ -31,7 +31,7 @@ pub struct Header {
     pub start: Start,
     /// The part before; `None` when no part was written before this one.
     pub before: Option<Before>,
-    /// When it was begun, in Unix milliseconds: no block in it is older.
+    /// When it was begun, in Unix milliseconds: no block in it is older, those of its base excepted.
     pub time_ms: u64,
 }
 
@@ -47,8 +47,19 @@ pub enum Start {
     /// The cut of this checkpoint and nothing else: writing the part before failed, and what it
     /// lacks is in the checkpoint. Without that checkpoint the part is of no use.
     Only(u64),
-    /// Anything: it begins with `FLUSHALL` and commands that make the whole state.
-    Base,
+    /// Anything, by its base, or the end of the part before, behind its base.
+    Base(Base),
+}
+
+/// The base that a part begins with: `FLUSHALL`, and commands that together make the whole state at
+/// the time at which the part was begun. Some of it makes no state that ever was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The number that its blocks carry. It was taken when the base was begun; the part got its own
+    /// when the base was complete, and parts may have been begun meanwhile.
+    pub number: u64,
+    /// Where it ends: bytes from the beginning of the file, all of which are on disk.
+    pub length: u64,
 }
 
 /// The part before another one.
@@ -74,18 +85,17 @@ impl Header {
             Start::Part => (&b"part"[..], None),
             Start::Checkpoint(number) => (&b"checkpoint:"[..], Some(number)),
             Start::Only(number) => (&b"only:"[..], Some(number)),
-            Start::Base => (&b"base"[..], None),
+            Start::Base(_) => (&b"base:"[..], None),
         };
         line.extend_from_slice(checkpoint.0);
         checkpoint.1.inspect(|number| unsigned(*number, 1, &mut line));
+        if let Start::Base(Base { number, length }) = self.start {
+            place(number, length, &mut line);
+        }
         line.extend_from_slice(b" before=");
         match self.before {
             None => line.extend_from_slice(b"none"),
-            Some(Before { number, length }) => {
-                line.extend_from_slice(number_text(number).as_bytes());
-                line.push(b':');
-                unsigned(length, 15, &mut line);
-            }
+            Some(Before { number, length }) => place(number, length, &mut line),
         }
         line.extend_from_slice(b" ms=");
         unsigned(self.time_ms.min(TIME_MAX_MS), 13, &mut line);
@@ -107,31 +117,55 @@ impl Header {
         if header.render() == line { Ok(header) } else { Err(HeaderError::Damaged) }
     }
 
+    /// The base that the part begins with, if it does.
+    pub fn base(&self) -> Option<Base> {
+        match self.start {
+            Start::Base(base) => Some(base),
+            _ => None,
+        }
+    }
+
     fn fields(mut fields: Fields<'_>) -> Option<Self> {
         let number = fields.decimal(b"part=")?;
         let start = fields.next(b"start=")?;
         let start = match start.iter().position(|b| *b == b':').map(|at| start.split_at(at + 1)) {
             Some((b"checkpoint:", number)) => Start::Checkpoint(parse_decimal(number)?),
             Some((b"only:", number)) => Start::Only(parse_decimal(number)?),
+            Some((b"base:", base)) => {
+                let (number, length) = parse_place(base)?;
+                Start::Base(Base { number, length })
+            }
             Some(_) => return None,
             None if start == b"empty" => Start::Empty,
             None if start == b"part" => Start::Part,
-            None if start == b"base" => Start::Base,
             None => return None,
         };
         let before = match fields.next(b"before=")? {
             b"none" => None,
             text => {
-                let colon = text.iter().position(|b| *b == b':')?;
-                let number = parse_decimal(&text[..colon])?;
-                Some(Before { number, length: parse_decimal(&text[colon + 1..])? })
+                let (number, length) = parse_place(text)?;
+                Some(Before { number, length })
             }
         };
         let time_ms = fields.decimal(b"ms=")?;
         // A part goes on from an older one, or chains would have no end.
         let older = before.is_none_or(|before: Before| before.number < number);
-        (fields.0.is_empty() && older).then_some(Self { number, start, before, time_ms })
+        let header = Self { number, start, before, time_ms };
+        let begun_before = header.base().is_none_or(|base| base.number <= number);
+        (fields.0.is_empty() && older && begun_before).then_some(header)
     }
+}
+
+/// A part's number and an offset in it: `000011:000000000123456`.
+fn place(number: u64, offset: u64, line: &mut Vec<u8>) {
+    line.extend_from_slice(number_text(number).as_bytes());
+    line.push(b':');
+    unsigned(offset, 15, line);
+}
+
+fn parse_place(text: &[u8]) -> Option<(u64, u64)> {
+    let colon = text.iter().position(|b| *b == b':')?;
+    Some((parse_decimal(&text[..colon])?, parse_decimal(&text[colon + 1..])?))
 }
 
 /// Why a first line is none.
@@ -195,7 +229,7 @@ pub fn stem(aof_file: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn samples() -> [Header; 5] {
+    fn samples() -> [Header; 6] {
         let header = Header { number: 1, start: Start::Empty, before: None, time_ms: 0 };
         let before = Some(Before { number: 11, length: 123_456 });
         [
@@ -203,8 +237,31 @@ mod tests {
             Header { number: 12, start: Start::Checkpoint(41), before, time_ms: 1_763_800_000_123 },
             Header { number: 12, start: Start::Only(0), before, time_ms: TIME_MAX_MS },
             Header { number: 1_234_567, start: Start::Part, before, time_ms: 1 },
-            Header { start: Start::Base, ..header },
+            Header { start: Start::Base(Base { number: 1, length: 0 }), ..header },
+            Header {
+                number: 14,
+                start: Start::Base(Base { number: 12, length: 98_765 }),
+                before: Some(Before { number: 13, length: 700 }),
+                time_ms: 2,
+            },
         ]
+    }
+
+    /// It is written when the rest of the file is there.
+    #[test]
+    fn the_first_line_of_a_part_with_a_base_has_one_length() {
+        let line = samples()[5].render();
+        assert!(line.starts_with(
+            b"#FERRITE-AOF version=1 part=000014 start=base:000012:000000000098765 \
+              before=000013:000000000000700 ms=0000000000002 sum="
+        ));
+        let other = Header {
+            number: 999_999,
+            start: Start::Base(Base { number: 1, length: OFFSET_MAX }),
+            before: Some(Before { number: 999_998, length: 0 }),
+            time_ms: TIME_MAX_MS,
+        };
+        assert_eq!(other.render().len(), line.len());
     }
 
     #[test]
@@ -243,6 +300,11 @@ mod tests {
         assert_eq!(sealed(&format!("{right} more=1")), damaged);
         assert_eq!(sealed(&right.replace("start=part", "start=else")), damaged);
         assert_eq!(sealed(&right.replace("start=part", "start=only:")), damaged);
+        let base = |place| right.replace("start=part", &format!("start=base{place}"));
+        assert!(sealed(&base(":000012:000000000000500")).is_ok());
+        for other in ["", ":", ":000012", ":12:000000000000500", ":000013:000000000000500"] {
+            assert_eq!(sealed(&base(other)), damaged, "{other}");
+        }
         let before = |length| right.replace("none", &format!("{length}:000000000000100"));
         assert!(sealed(&before("000011")).is_ok());
         assert_eq!(sealed(&before("000012")), damaged, "it goes on from an older one");

@@ -80,6 +80,8 @@ pub struct PartReader<S> {
     block_end: u64,
     /// The time of this block; before the first, that of the part.
     time_ms: u64,
+    /// The next block is not older.
+    not_before_ms: u64,
     /// The last command, its offset and length, and its words.
     current: (u64, usize),
     words: Vec<(usize, usize)>,
@@ -301,6 +303,14 @@ pub enum ReadError {
         /// The number in its first line.
         found: u64,
     },
+    /// A replay was to end before the part's base is complete.
+    #[error("{} begins with the state of {}, and the replay was to end before", .path.display(), format_time(*.time_ms))]
+    Younger {
+        /// The part.
+        path: PathBuf,
+        /// When it was begun, in Unix milliseconds.
+        time_ms: u64,
+    },
     /// Something that was on disk has changed.
     #[error("{0}")]
     Damaged(Box<Damage>),
@@ -332,6 +342,9 @@ impl<S: Source> PartReader<S> {
             }
         };
         let next_block = line.len() as u64;
+        // The file got its name when all of the base was on disk.
+        let based = header.base().map_or(0, |base| base.length);
+        let known = Known { synced: known.synced.max(based), ..known };
         Ok(Self {
             source,
             path: path.to_owned(),
@@ -343,6 +356,7 @@ impl<S: Source> PartReader<S> {
             command: next_block,
             block_end: next_block,
             time_ms: header.time_ms,
+            not_before_ms: if header.base().is_some() { 0 } else { header.time_ms },
             current: (next_block, 0),
             words: Vec::new(),
             end: None,
@@ -370,6 +384,24 @@ impl<S: Source> PartReader<S> {
     /// Bytes of the part that count: up to where reading may get.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Goes to where the part goes on from the one before: behind its base, if it has one, which is not
+    /// looked at. To be called before anything is read.
+    pub fn skip_base(&mut self) -> Result<(), ReadError> {
+        let Some(base) = self.header.base() else { return Ok(()) };
+        if base.length > self.length {
+            self.next_block = self.length;
+            return self.stop(Why::Shorter);
+        }
+        self.seek(base.length);
+        self.not_before_ms = self.header.time_ms;
+        Ok(())
+    }
+
+    /// Goes on at `offset`, where a block begins.
+    pub fn seek(&mut self, offset: u64) {
+        (self.next_block, self.command, self.block_end) = (offset, offset, offset);
     }
 
     /// The next command; `None` at the end. All of its block is verified.
@@ -419,6 +451,7 @@ impl<S: Source> PartReader<S> {
                 self.block_end = body + annotation.length;
                 self.next_block = self.block_end;
                 self.time_ms = annotation.time_ms;
+                self.not_before_ms = annotation.time_ms;
                 Ok(Some(annotation))
             }
             Err(why) => self.stop(why).map(|()| None),
@@ -430,14 +463,18 @@ impl<S: Source> PartReader<S> {
         let bytes = self.window.at_least(&self.source, at, LINE_MAX, self.length)?;
         let line = first_line(bytes);
         let Some(block) = Annotation::parse(line) else { return Ok(Err(Why::Line)) };
-        if block.at != at || block.part != self.header.number {
+        let number = match self.header.base() {
+            Some(base) if at < base.length => base.number,
+            _ => self.header.number,
+        };
+        if block.at != at || block.part != number {
             return Ok(Err(Why::Elsewhere));
         }
         let body = at + line.len() as u64;
         if block.length > self.length - body {
             return Ok(Err(Why::Short));
         }
-        if block.time_ms < self.time_ms {
+        if block.time_ms < self.not_before_ms {
             return Ok(Err(Why::Older));
         }
         let crc = match usize::try_from(block.length) {

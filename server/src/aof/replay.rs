@@ -3,6 +3,9 @@
 //! Each block is verified before its first entry is given out, and effects that happened at once
 //! stand together between [`Effect::Begin`] and [`Effect::End`]. A replay may end at a time: blocks
 //! are of one millisecond and never go back, so what is given out is the state of that instant.
+//!
+//! A base is replayed when the chain begins with it, to its end or not at all. Where the chain comes
+//! from a part before, it is passed over: what it makes is there.
 
 use super::chain::{Chain, Link, Origin};
 use super::effect::{Effect, Entry, Step};
@@ -15,6 +18,8 @@ use std::fs::File;
 #[derive(Debug)]
 pub struct Replay {
     links: VecDeque<Link>,
+    /// Whether a part was opened.
+    begun: bool,
     reader: Option<PartReader<File>>,
     /// The database that the commands have selected.
     database: u8,
@@ -66,6 +71,7 @@ impl Replay {
         }
         Ok(Self {
             links: chain.links.iter().cloned().collect(),
+            begun: false,
             reader: None,
             database: 0,
             until_ms: until_ms.unwrap_or(u64::MAX),
@@ -126,11 +132,16 @@ impl Replay {
             return Ok(());
         };
         let file = File::open(&link.path).map_err(|source| failed(&link, source))?;
-        let reader = PartReader::open(file, &link.path, link.known)?;
+        let mut reader = PartReader::open(file, &link.path, link.known)?;
+        if std::mem::replace(&mut self.begun, true) {
+            reader.skip_base()?;
+        } else if link.header.base().is_some() && reader.time_ms() > self.until_ms {
+            return Err(ReadError::Younger { path: link.path, time_ms: reader.time_ms() });
+        }
         self.done.bytes += reader.offset();
         self.done.time_ms = self.done.time_ms.max(reader.time_ms());
         self.done.stands = Some(Before { number: link.header.number, length: reader.offset() });
-        // Every part selects a database before its first command.
+        // Every part selects a database before its first command, and again behind its base.
         self.database = 0;
         self.reader = Some(reader);
         Ok(())

@@ -1,7 +1,7 @@
 //! Which parts are taken, and what is said when one is not there.
 
 use super::super::block::Blocks;
-use super::super::part::Before;
+use super::super::part::{Base, Before};
 use super::super::testing::{delete, entry};
 use super::*;
 
@@ -158,13 +158,20 @@ fn of_two_copies_of_a_part_the_longer_is_taken_once() {
 #[test]
 fn a_base_part_begins_a_chain_and_a_part_of_one_checkpoint_only_ends_it() {
     let (store, [.., four]) = Store::four();
-    let five = store.part(5, Start::Base, Some((4, four)));
+    let five = store.part(5, Start::Base(Base { number: 5, length: 0 }), Some((4, four)));
     let six = store.part(6, Start::Only(9), Some((5, five - 3)));
     let seven = store.part(7, Start::Part, Some((6, six)));
     let gap = Some(Gap::Only { number: 6, checkpoint: 9 });
     assert_eq!(store.chain(Origin::Empty), (vec![(5, Some(five - 3))], gap));
     let from_six = vec![(6, Some(six)), (7, None)];
     assert_eq!(store.chain(Origin::Checkpoint(9)), (from_six.clone(), None));
+    // A replay to a time at which the base was not there begins before.
+    let until = |ms| store.parts().chain_until(Origin::Empty, Some(ms)).expect("a chain").links;
+    assert_eq!((until(999)[0].header.number, until(1_000)[0].header.number), (1, 5));
+    // And one from a checkpoint goes through it.
+    let from_seven: Vec<u64> =
+        store.chain(Origin::Checkpoint(7)).0.iter().map(|(number, _)| *number).collect();
+    assert_eq!(from_seven, [3, 4, 5]);
     // A part that was begun and given up: the one that was written after it is the next.
     store.part(9, Start::Part, Some((7, seven)));
     store.part(8, Start::Part, Some((7, seven)));

@@ -92,7 +92,7 @@ fn check(
     };
     let start = match part.header.start {
         Start::Empty => "an empty store".to_owned(),
-        Start::Base => "nothing else".to_owned(),
+        Start::Base(_) => "nothing else".to_owned(),
         Start::Checkpoint(number) => format!("checkpoint {number}"),
         Start::Only(number) => format!("checkpoint {number} only"),
         Start::Part => part
