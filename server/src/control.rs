@@ -115,7 +115,9 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
         let ready = *ready_since.get_or_insert_with(Instant::now);
         if !rung {
             context.rates.sample(context);
+            rewrite_if_due(context);
         }
+        begin_scheduled_rewrite(context);
         if (context.checkpoints.is_scheduled() || !rung && is_due(context, ready))
             && let Some(claim) = context.checkpoints.claim()
         {
@@ -149,6 +151,46 @@ async fn end_of_pause(context: &Context) {
             let left = until_ms.saturating_sub(unix_ms()).min(1000);
             tokio::time::sleep(Duration::from_millis(left)).await;
         }
+    }
+}
+
+/// Between two checkpoints that are taken because the append-only file has grown.
+const REWRITE_PAUSE: Duration = Duration::from_secs(10);
+/// After a rewrite that failed, the automatic one is tried again after this long.
+const REWRITE_RETRY: Duration = Duration::from_secs(60);
+
+/// Has the append-only file made smaller when it has grown by as much as the settings say: by a checkpoint
+/// while they are on, which costs what has changed, else by a rewrite.
+fn rewrite_if_due(context: &Context) {
+    let Some(journal) = context.journal.get() else { return };
+    let settings = &context.config.config().persistence;
+    let (percentage, size) = (settings.aof_rewrite_percentage, settings.aof_rewrite_min_size);
+    let checkpoints = context.checkpoints.state();
+    let due = journal.is_rewrite_due(percentage, size, checkpoints.completed);
+    let rewrites = journal.rewrites();
+    if !due || checkpoints.began.is_some() || rewrites.began.is_some() || journal.is_failing() {
+        return;
+    }
+    if settings.checkpoint_enabled {
+        if checkpoints.ended.is_none_or(|ended| ended.elapsed() >= REWRITE_PAUSE) {
+            tracing::info!("the append-only file has grown: a checkpoint is taken");
+            context.checkpoints.schedule();
+        }
+        return;
+    }
+    let failed = rewrites.last_error.is_some();
+    if !failed || rewrites.ended.is_none_or(|ended| ended.elapsed() >= REWRITE_RETRY) {
+        tracing::info!("the append-only file has grown: it is rewritten");
+        journal.schedule_rewrite();
+    }
+}
+
+fn begin_scheduled_rewrite(context: &Context) {
+    if let Some(journal) = context.journal.get()
+        && journal.rewrites().scheduled
+        && !context.checkpoints.in_progress()
+    {
+        journal.begin_rewrite();
     }
 }
 

@@ -246,18 +246,25 @@ fn persistence(view: &View<'_>, to: &mut Fields) {
     to.field("backup_held_bytes", view.stats.held_bytes);
     let journal = context.journal.get().map(|journal| journal.state());
     to.field("aof_enabled", u8::from(journal.is_some()));
-    to.field("aof_rewrite_in_progress", 0);
-    to.field("aof_rewrite_scheduled", 0);
-    to.field("aof_last_rewrite_time_sec", -1);
-    to.field("aof_current_rewrite_time_sec", -1);
-    to.field("aof_last_bgrewrite_status", "ok");
-    to.field("aof_rewrites", 0);
+    let rewrites = context.journal.get().map(|journal| journal.rewrites()).unwrap_or_default();
+    to.field("aof_rewrite_in_progress", u8::from(rewrites.began.is_some()));
+    to.field("aof_rewrite_scheduled", u8::from(rewrites.scheduled));
+    to.field("aof_last_rewrite_time_sec", seconds_or_none(rewrites.last_duration));
+    let current = rewrites.began.map(|began| began.elapsed());
+    to.field("aof_current_rewrite_time_sec", seconds_or_none(current));
+    to.field("aof_last_bgrewrite_status", ok_or_err(&rewrites.last_error));
+    to.field("aof_rewrites", rewrites.completed);
+    to.field("aof_rewrites_failed", rewrites.failed);
+    if let Some(error) = &rewrites.last_error {
+        to.field("aof_last_rewrite_error", one_line(error));
+    }
     let failure = journal.as_ref().and_then(|journal| journal.failure.as_ref());
     to.field("aof_last_write_status", ok_or_err(&failure));
     let journal = journal.as_ref();
     to.field("aof_current_size", journal.map_or(0, |journal| journal.bytes));
     if let Some(journal) = journal {
         let unsynced = context.store.redo_tail().saturating_sub(journal.durable) * 8;
+        to.field("aof_base_size", rewrites.size_then);
         to.field("aof_pending_rewrite", 0);
         to.field("aof_buffer_length", journal.buffered);
         to.field("aof_pending_bio_fsync", u8::from(unsynced > 0));

@@ -315,6 +315,16 @@ fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.counter("ferrite_aof_delay_seconds", "How long they waited", waited)?;
     let failing = u64::from(state.failure.is_some());
     page.gauge("ferrite_aof_failing", "1 while it cannot be written", failing)?;
+    let rewrites = journal.rewrites();
+    let running = u64::from(rewrites.began.is_some());
+    page.gauge("ferrite_aof_rewrite_in_progress", "1 while it is being rewritten", running)?;
+    page.counter("ferrite_aof_rewrites", "Complete rewrites", rewrites.completed)?;
+    page.counter("ferrite_aof_rewrite_failures", "Rewrites that failed", rewrites.failed)?;
+    page.gauge("ferrite_aof_base_bytes", "Bytes behind the last rewrite", rewrites.size_then)?;
+    if let Some(duration) = rewrites.last_duration {
+        let seconds = duration.as_secs_f64();
+        page.gauge("ferrite_aof_rewrite_duration_seconds", "Last rewrite duration", seconds)?;
+    }
     let Some(times) = latency::percentiles(std::iter::once(journal.sync_latency())) else {
         return Ok(());
     };

@@ -151,7 +151,7 @@ const ABSENT: &str = "\
 ## Not there
 
 Hashes, lists, sets, sorted sets, streams, bitmaps, HyperLogLogs, geo sets, transactions (MULTI, EXEC,
-WATCH), publish and subscribe, scripts and functions, ACL, the append-only file (BGREWRITEAOF), DUMP,
+WATCH), publish and subscribe, scripts and functions, ACL, DUMP,
 RESTORE, MIGRATE, SORT, SLOWLOG, LATENCY, MONITOR, WAIT, replication, cluster and modules.
 ";
 

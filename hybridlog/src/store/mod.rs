@@ -409,6 +409,12 @@ impl Store {
         f()
     }
 
+    /// The places of the databases, by their numbers. What a database holds stays in its place when
+    /// two of them are swapped: they exchange the places.
+    pub fn places(&self) -> Vec<u8> {
+        self.inner().tables().1.map.clone()
+    }
+
     /// Counters and boundaries. Cheap: it reads what is kept anyway.
     pub fn stats(&self) -> Stats {
         let inner = self.inner();

@@ -7,7 +7,7 @@
 use super::alone::{Alone, close_gate};
 use super::find::View;
 use super::operation::{Operation, ReadyQueue, Stop, Token};
-use super::tables::Tables;
+use super::tables::{Database, Tables};
 use super::write::Blocked;
 use super::{Inner, Store};
 use crate::sync::mutant;
@@ -160,6 +160,11 @@ impl Inside<'_> {
     /// The batch's clock, in Unix milliseconds: one reading for all of its operations.
     pub fn now_ms(&self) -> u64 {
         self.view.now_ms
+    }
+
+    /// Which of [`Store::places`](crate::Store::places) this database has now.
+    pub fn place(&self, db: Database) -> u8 {
+        self.tables.map[usize::from(db.0)]
     }
 
     /// A lower bound of the time since the record at [`crate::Value::address`] was written, in

@@ -31,7 +31,19 @@ impl Inside<'_> {
         cursor: u64,
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
-        self.walk_step(op, db, cursor, f).map(|(next, _)| next)
+        self.walk_step(op, db, cursor, false, f).map(|(next, _)| next)
+    }
+
+    /// As [`Inside::walk`], and visits what has expired and was not removed yet, too: for who has
+    /// another clock.
+    pub fn walk_with_expired(
+        &mut self,
+        op: &mut Operation,
+        db: Database,
+        cursor: u64,
+        f: impl FnMut(Value<'_>),
+    ) -> Result<u64, Stop> {
+        self.walk_step(op, db, cursor, true, f).map(|(next, _)| next)
     }
 
     /// As [`Inside::walk`], and removes those of the expired keys that it meets that `wanted` is
@@ -44,7 +56,7 @@ impl Inside<'_> {
         wanted: impl Fn(&[u8]) -> bool,
         f: impl FnMut(Value<'_>),
     ) -> Result<u64, Stop> {
-        let (next, expired) = self.walk_step(op, db, cursor, f)?;
+        let (next, expired) = self.walk_step(op, db, cursor, false, f)?;
         self.remove_all_expired(op, db, expired.iter().filter(|key| wanted(key)))?;
         Ok(next)
     }
@@ -55,6 +67,7 @@ impl Inside<'_> {
         op: &mut Operation,
         db: Database,
         cursor: u64,
+        with_expired: bool,
         f: impl FnMut(Value<'_>),
     ) -> Result<(u64, Vec<Vec<u8>>), Stop> {
         op.begin(&mut self.credit);
@@ -72,7 +85,7 @@ impl Inside<'_> {
                 break;
             }
         }
-        let expired = self.visit_chains(op, &heads, f)?;
+        let expired = self.visit_chains(op, &heads, with_expired, f)?;
         Ok((next, expired))
     }
 
@@ -113,7 +126,7 @@ impl Inside<'_> {
             }
             let mut found: Option<(Vec<u8>, usize)> = None;
             let (pick, mut seen) = (random.next(), 0);
-            let expired = self.visit_chains(op, &heads, |value| {
+            let expired = self.visit_chains(op, &heads, false, |value| {
                 seen += 1;
                 if pick.is_multiple_of(seen) || found.is_none() {
                     found = Some((value.key.to_vec(), value.stored_bytes));
@@ -139,12 +152,13 @@ impl Inside<'_> {
         }
     }
 
-    /// Calls `f` for each key below these chain heads that is there and has not expired, once
-    /// every record is at hand. Returns the expired keys.
+    /// Calls `f` for each key below these chain heads that is there and has not expired (or has, if
+    /// wanted), once every record is at hand. Returns the other expired keys.
     fn visit_chains(
         &mut self,
         op: &mut Operation,
         heads: &[Address],
+        with_expired: bool,
         mut f: impl FnMut(Value<'_>),
     ) -> Result<Vec<Vec<u8>>, Stop> {
         let pinned = self.view.pinned(&self.pin);
@@ -168,7 +182,7 @@ impl Inside<'_> {
                 }
                 std::thread::yield_now();
             };
-            if pinned.is_due(loaded.expires_at_ms) {
+            if !with_expired && pinned.is_due(loaded.expires_at_ms) {
                 expired.push(record.key().to_vec());
             } else {
                 f(Value::new(address, record, &loaded));

@@ -230,6 +230,15 @@ impl Blocks {
         self.position = self.newest;
     }
 
+    /// Closes the open block, as [`Blocks::close`] does, and makes what follows readable from here on:
+    /// its first command selects its database. Where that is.
+    pub fn begin_section(&mut self) -> u64 {
+        assert!(!self.in_group(), "sections begin between transactions");
+        self.close();
+        self.database = None;
+        self.end()
+    }
+
     /// Closes an empty block that says what is on disk, unless everything says so already. Then all
     /// of the part before it is known to be complete, and damage there is never taken for the end
     /// of what was written before a crash. For a time at which nothing else is to be written.

@@ -14,6 +14,8 @@ pub trait Files {
     /// Makes `link` another name of the file `original`. Whatever had that name loses it in the same
     /// instant.
     fn replace_link(&self, original: &Path, link: &Path) -> io::Result<()>;
+    /// Gives a file another name, which no other has.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Returns when all names in the directory are on disk as they are.
@@ -48,6 +50,9 @@ impl Files for LocalFiles {
         fs::rename(new, link)?;
         // A rename to another name of the same file leaves both.
         remove_if_there(new)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)

@@ -36,4 +36,4 @@ pub use part::{Base, Before, Header, Start};
 pub use reader::{Command, Damage, End, Known, PartReader, ReadError, Torn};
 pub use replay::{Replay, Replayed};
 pub use time::{format_time, parse_time};
-pub use writer::{Failure, PartWriter, Progress, WriteError};
+pub use writer::{BaseWriter, Failure, PartWriter, Progress, SwitchError, WriteError};

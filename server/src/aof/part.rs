@@ -212,6 +212,12 @@ pub fn file_name(aof_file: &str, number: u64) -> String {
     format!("{}.{}.aof", stem(aof_file), number_text(number))
 }
 
+/// The file that a base is written to until it is complete: no part's name, and none that `cp *.aof`
+/// takes.
+pub fn base_file_name(aof_file: &str) -> String {
+    format!("{}.rewrite", stem(aof_file))
+}
+
 /// The number of the part of `aof_file` that a file of this name is; `None` when it is no part.
 pub fn number_of(aof_file: &str, name: &OsStr) -> Option<u64> {
     let middle = name.to_str()?.strip_prefix(stem(aof_file))?.strip_prefix('.')?;

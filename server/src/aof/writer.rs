@@ -12,6 +12,10 @@
 //! that part is never touched again, and everything is refused until [`PartWriter::begin_anew`] has
 //! begun another one at the cut of a checkpoint.
 
+mod base;
+
+pub use base::{BaseWriter, SwitchError};
+
 use super::block::Blocks;
 use super::effect::Entry;
 use super::files::{Files, PartFile};

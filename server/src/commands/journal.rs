@@ -1,4 +1,4 @@
-//! AOF SYNC and WAITAOF: when what was written is on the disk.
+//! AOF SYNC and WAITAOF: when what was written is on the disk. BGREWRITEAOF: the whole state anew.
 
 use super::{CommandSpec, Flags, Group, OutsideCall, Run, args, help};
 use crate::context::Context;
@@ -46,6 +46,17 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         ..CommandSpec::BASE
     },
     CommandSpec {
+        name: "BGREWRITEAOF",
+        arity: 1,
+        flags: Flags::ADMIN.and(Flags::NO_SCRIPT).and(Flags::NO_ASYNC_LOADING),
+        since: "1.0.0",
+        group: Group::Server,
+        complexity: "O(1), O(N) in the background where N is the number of keys",
+        summary: "Writes the minimal commands for the whole state, in the background.",
+        run: Run::Outside(background_rewrite),
+        ..CommandSpec::BASE
+    },
+    CommandSpec {
         name: "WAITAOF",
         arity: 4,
         flags: Flags::NO_SCRIPT,
@@ -63,6 +74,30 @@ const NO_JOURNAL: ErrorReply =
 
 fn journal(context: &Context) -> Result<&Journal, ErrorReply> {
     context.journal.get().map(|journal| &**journal).ok_or(NO_JOURNAL)
+}
+
+/// Where there is no append-only file, Redis writes one that it never reads again; here it is refused.
+fn background_rewrite(call: &mut OutsideCall<'_>) -> Outcome {
+    const RUNNING: ErrorReply =
+        ErrorReply::new("ERR Background append only file rewriting already in progress");
+    let journal = journal(call.context)?;
+    if journal.is_failing() {
+        let why = journal.state().failure.unwrap_or_default();
+        return Err(ErrorReply::owned(format!("MISCONF {why}")).into());
+    }
+    if call.alone.is_some() || call.context.checkpoints.in_progress() {
+        if !journal.schedule_rewrite() {
+            return Err(RUNNING.into());
+        }
+        call.context.bell.notify_one();
+        call.reply.simple("Background append only file rewriting scheduled");
+        return Ok(());
+    }
+    if !journal.begin_rewrite() {
+        return Err(RUNNING.into());
+    }
+    call.reply.simple("Background append only file rewriting started");
+    Ok(())
 }
 
 fn sync(call: &mut OutsideCall<'_>) -> Outcome {

@@ -236,9 +236,9 @@ pub const ROWS: &[Row] = &[
     Row::new("persistence.aof_file", Kind::FileName { ending: ".aof" }, "appendonly.aof",
         "Name of the append-only file: its newest part has it as a second name."),
     Row::new("persistence.aof_rewrite_percentage", Kind::Integer(0, i32::MAX as u64), "100",
-        "Growth, in percent, at which the append-only file is rewritten; 0 never does.").not_yet(),
+        "Growth in percent that has the append-only file rewritten (or a checkpoint taken); 0: never.").live(),
     Row::new("persistence.aof_rewrite_min_size", Kind::Size(0, MAX), "64MB",
-        "Size below which the append-only file is not rewritten.").not_yet(),
+        "Size below which the append-only file is not rewritten by itself.").live(),
     Row::new("persistence.aof_retention", Kind::Duration(0, 10 * YEAR_MS), "0",
         "How long history is kept for point-in-time recovery; 0 keeps what the checkpoints need.").not_yet(),
     Row::new("persistence.checkpoint_enabled", Kind::Flag, "true",
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn what_has_not_landed_is_refused() {
         for (name, value) in [
-            ("persistence.aof_rewrite_percentage", "50"),
+            ("persistence.aof_retention", "50"),
             ("storage.backend", "memory"),
             ("server.transport", "io_uring"),
             ("storage.eviction", "oldest"),

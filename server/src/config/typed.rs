@@ -78,6 +78,10 @@ pub struct Persistence {
     pub aof_sync: AofSync,
     /// The name of its newest part in the data directory.
     pub aof_file: String,
+    /// Growth in percent at which it is rewritten; 0 never does. Live.
+    pub aof_rewrite_percentage: u64,
+    /// Bytes below which that is not done. Live.
+    pub aof_rewrite_min_size: u64,
 }
 
 /// When the append-only file is synced.
@@ -150,6 +154,8 @@ impl Config {
                 },
                 backup_hold: read.duration("persistence.backup_hold"),
                 aof_file: read.text("persistence.aof_file").to_owned(),
+                aof_rewrite_percentage: read.integer("persistence.aof_rewrite_percentage"),
+                aof_rewrite_min_size: read.size("persistence.aof_rewrite_min_size"),
             },
             metrics: Metrics {
                 enabled: read.flag("metrics.enabled"),

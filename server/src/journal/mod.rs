@@ -20,9 +20,11 @@
 //! again, so it heals when the disk does. A disk that is nearly full refuses writes before one fails.
 
 mod replay;
+mod rewrite;
 mod thread;
 
 pub use replay::{Recovered, ReplayError, replay};
+pub use rewrite::Rewrites;
 
 use crate::aof::{Failure, Header, LocalFiles, PartWriter, Start};
 use crate::config::AofSync;
@@ -64,6 +66,13 @@ struct Shared {
     /// For the checkpoint that heals a failure.
     context: Weak<Context>,
     heal: Mutex<Heal>,
+    /// The rewrite that runs, if one does.
+    rewrite: rewrite::Exchange,
+    /// Where the parts are, and the name of the newest one.
+    directory: PathBuf,
+    aof_file: String,
+    /// Of the parts before this one none is needed for a checkpoint that this start did not find.
+    needed_from: u64,
 }
 
 /// A part that is there.
@@ -133,7 +142,12 @@ impl Journal {
         let writer = PartWriter::begin(LocalFiles, &directory, &aof_file, header, position)?;
         let part = Part { start: header.start, path: writer.path().to_owned(), length: 0 };
         parts.insert(header.number, part);
-        let shared = Shared::new(policy, parts, Arc::downgrade(context));
+        rewrite::clear(&directory, &aof_file);
+        let mut shared = Shared::new(policy, parts, Arc::downgrade(context));
+        if store.recovery().checkpoint.is_none() {
+            shared.needed_from = header.number;
+        }
+        (shared.directory, shared.aof_file) = (directory, aof_file);
         lock(&shared.state).durable = position;
         let shared = Arc::new(shared);
         store.track_readers(policy == AofSync::Always);
@@ -209,8 +223,7 @@ impl Journal {
     /// How it does.
     pub fn state(&self) -> State {
         let mut state = lock(&self.shared.state).clone();
-        let earlier: u64 = lock(&self.shared.parts).values().rev().skip(1).map(|p| p.length).sum();
-        state.bytes = earlier + state.part_bytes;
+        state.bytes = self.shared.bytes();
         state
     }
 
@@ -226,21 +239,15 @@ impl Journal {
             matches!(part.start, Start::Checkpoint(n) | Start::Only(n) if n == checkpoint)
         });
         let Some((&first, _)) = first else { return };
-        let kept = parts.split_off(&first);
-        for (_, part) in std::mem::replace(&mut *parts, kept) {
-            match fs::remove_file(&part.path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!("removing {} failed: {e}", part.path.display());
-                }
-                _ => {}
-            }
-        }
+        let kept = parts.split_off(&self.shared.kept_from(first));
+        remove(std::mem::replace(&mut *parts, kept).into_values());
     }
 
     /// Writes and syncs what is there and ends. No command runs any more.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.store.wake_redo();
+        self.stop_rewrite();
         if let Some(thread) = lock(&self.thread).take() {
             // A panic of the thread has ended the process.
             let _ = thread.join();
@@ -262,11 +269,27 @@ impl Shared {
             syncs: Latency::default(),
             context,
             heal: Mutex::default(),
+            rewrite: rewrite::Exchange::default(),
+            directory: PathBuf::new(),
+            aof_file: String::new(),
+            needed_from: 0,
         }
     }
 
     fn policy(&self) -> AofSync {
         AofSync::ALL[usize::from(self.policy.load(Ordering::SeqCst))]
+    }
+}
+
+/// Removes parts that nobody needs.
+fn remove(parts: impl Iterator<Item = Part>) {
+    for part in parts {
+        match fs::remove_file(&part.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("removing {} failed: {e}", part.path.display());
+            }
+            _ => {}
+        }
     }
 }
 

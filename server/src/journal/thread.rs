@@ -5,7 +5,7 @@
 //! its own waits for the disk, and entries go on being taken meanwhile.
 
 use super::{Heal, Part, Shared, lock};
-use crate::aof::{Effect, Entry, LocalFiles, PartWriter, Start, WriteError};
+use crate::aof::{Effect, Entry, LocalFiles, PartWriter, Start, SwitchError, WriteError};
 use crate::config::AofSync;
 use ferrite_hybridlog::{RedoEffect, RedoEntry, RedoReader, Store};
 use std::fs::File;
@@ -135,6 +135,7 @@ impl Writing {
         if let Err(e) = self.write_and_sync(stopping) {
             self.fail(&e);
         }
+        self.switch();
         self.look_at_disk();
         self.hold();
         self.tell();
@@ -149,7 +150,11 @@ impl Writing {
     fn take(&mut self) -> bool {
         let now = Instant::now();
         loop {
-            let Some(entry) = self.reader.next() else { return false };
+            let Some(entry) = self.reader.next() else {
+                self.shared.rewrite.at(self.reader.position(), &mut self.writer);
+                return false;
+            };
+            self.shared.rewrite.at(entry.position - 1, &mut self.writer);
             self.taken = entry.position;
             if let RedoEffect::Mark(checkpoint) = entry.effect {
                 let time_ms = entry.time_ms;
@@ -192,25 +197,46 @@ impl Writing {
         };
         self.reader.cut_done(checkpoint);
         match began {
-            Ok(()) => {
-                let (header, path) = (self.writer.header(), self.writer.path().to_owned());
-                let mut parts = lock(&self.shared.parts);
-                if let Some(before) = header.before
-                    && let Some(part) = parts.get_mut(&before.number)
-                {
-                    part.length = before.length;
-                }
-                let part = Part { start: header.start, path, length: 0 };
-                parts.insert(header.number, part);
-                drop(parts);
-                self.oldest = None;
-                self.oldest_after = None;
-            }
+            Ok(()) => self.note_part(),
             Err(why) => {
                 self.reborn = None;
                 self.fail(&why);
             }
         }
+    }
+
+    /// Goes on behind the base that a rewrite has made, if one is ready.
+    fn switch(&mut self) {
+        if !self.shared.rewrite.is_ready() || self.failed || self.writer.in_group() {
+            return;
+        }
+        let Some(draft) = self.shared.rewrite.take(self.reader.position()) else { return };
+        let (shared, position) = (Arc::clone(&self.shared), self.reader.position());
+        let finished = self.finish_sync().map_err(SwitchError::Part);
+        let switched =
+            finished.and_then(|()| draft.switch(&mut self.writer, &shared.parts, position));
+        match &switched {
+            Ok(()) => self.note_part(),
+            Err(SwitchError::Part(failed)) => self.fail(failed),
+            Err(_) => {}
+        }
+        shared.rewrite.tell(switched.map(|()| self.writer.header().number));
+    }
+
+    /// Takes note of the part that the writer has begun.
+    fn note_part(&mut self) {
+        let (header, path) = (self.writer.header(), self.writer.path().to_owned());
+        let mut parts = lock(&self.shared.parts);
+        if let Some(before) = header.before
+            && let Some(part) = parts.get_mut(&before.number)
+        {
+            part.length = before.length;
+        }
+        let part = Part { start: header.start, path, length: 0 };
+        parts.insert(header.number, part);
+        drop(parts);
+        self.oldest = None;
+        self.oldest_after = None;
     }
 
     fn write_and_sync(&mut self, stopping: bool) -> Result<(), WriteError> {
@@ -315,8 +341,7 @@ impl Writing {
         let Some(folder) = self.writer.path().parent() else { return };
         // Without an answer the write itself tells.
         let Ok(disk) = rustix::fs::statvfs(folder) else { return };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let reserve = RESERVE.min(disk.f_blocks.saturating_mul(disk.f_frsize) / 8);
+        let (free, reserve) = room(&disk);
         let short = free < reserve;
         if short == self.short {
             return;
@@ -425,6 +450,12 @@ impl Writing {
             Heal::No | Heal::Trying => {}
         }
     }
+}
+
+/// Bytes that are free, and how many of them are kept.
+pub(super) fn room(disk: &rustix::fs::StatVfs) -> (u64, u64) {
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    (bytes(disk.f_bavail), RESERVE.min(bytes(disk.f_blocks) / 8))
 }
 
 /// Takes checkpoints until one has healed the failure.

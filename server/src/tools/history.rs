@@ -12,7 +12,7 @@
 use super::ToolError;
 use super::aof::{open, told};
 use super::staging::failed;
-use crate::aof::{Chain, ChainError, End, Gap, Link, Origin, Parts, Start, format_time};
+use crate::aof::{Chain, ChainError, End, Gap, Link, Origin, Parts, format_time};
 use ferrite_hybridlog::{StoredCheckpoint, StoredCheckpoints};
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -125,14 +125,10 @@ impl Source {
     }
 }
 
-/// When a chain from nothing first makes a whole state.
+/// When a chain from nothing first makes a whole state. A base makes that at which its part begins, and no
+/// earlier one.
 fn begins_at(chain: &Chain) -> Option<u64> {
-    let first = chain.links.first()?;
-    Some(match (first.header.start, chain.links.get(1)) {
-        // Its commands make the state at which the next part begins, and no earlier one.
-        (Start::Base, Some(next)) => next.header.time_ms.max(first.header.time_ms),
-        _ => first.header.time_ms,
-    })
+    chain.links.first().map(|first| first.header.time_ms)
 }
 
 fn some_part(chain: Chain) -> Result<Chain, String> {
@@ -190,8 +186,6 @@ impl Base {
 impl Reach {
     /// Reads one part; false where the reading ends.
     fn read(&mut self, link: &Link, until_ms: u64) -> bool {
-        // What makes a state from nothing is of use as a whole only.
-        let until_ms = if link.header.start == Start::Base { u64::MAX } else { until_ms };
         let mut needed = Needed { path: link.path.clone(), number: link.header.number, length: 0 };
         let mut reader = match open(&link.path, link.known) {
             Ok(reader) => reader,

@@ -22,6 +22,7 @@ enum DiskStep {
     Write(usize),
     SyncFile(usize),
     Link(PathBuf),
+    Rename(PathBuf),
     Remove(PathBuf),
     SyncNames,
 }
@@ -86,6 +87,14 @@ impl Files for Disk {
         state.names.insert(link.into(), number);
         Ok(())
     }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.borrow_mut();
+        state.step(DiskStep::Rename(to.into()))?;
+        assert!(!state.names.contains_key(to), "no number is used twice: {to:?}");
+        let number = state.names.remove(from).expect("it is there");
+        state.names.insert(to.into(), number);
+        Ok(())
+    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.step(DiskStep::Remove(path.into()))?;
@@ -105,6 +114,14 @@ impl PartFile for DiskFile {
         let mut state = self.0.0.borrow_mut();
         let result = state.step(DiskStep::Write(self.1));
         let inode = &mut state.inodes[self.1];
+        if offset == 0 && inode.bytes.len() > bytes.len() {
+            // The first line of a part with a base comes last.
+            if result.is_ok() {
+                inode.bytes[..bytes.len()].copy_from_slice(bytes);
+                inode.synced = 0;
+            }
+            return result;
+        }
         assert_eq!(inode.bytes.len() as u64, offset, "parts are appended to");
         // A write that fails has done some of its work.
         let written = if result.is_ok() { bytes } else { &bytes[..bytes.len() * 2 / 3] };
