@@ -422,6 +422,7 @@ fn without_its_checkpoints_a_later_append_only_file_refuses_and_names_what_is_mi
     let log = refused(&server.directory, ALWAYS);
     assert!(log.contains(&format!("needs {:06}", number - 1)), "{log}");
     assert!(log.contains("the folder `checkpoints`"), "{log}");
+    assert!(log.contains("ferrite restore --from"), "{log}");
     // Nothing was changed: what was moved back starts.
     fs::remove_dir_all(&there).unwrap_or_default();
     fs::rename(&away, &there).expect("it is there");

@@ -47,7 +47,8 @@ pub enum ReplayError {
     /// The parts do not fit together.
     #[error(
         "AOF: refused {}: {source}; put the missing files (and the folder `checkpoints`) back, or move all \
-         of the append-only file's parts aside to start without them",
+         of the append-only file's parts aside to start without them, or make a new directory of a \
+         backup with: ferrite restore --from BACKUP --to NEWDIR",
         .directory.display()
     )]
     Chain {
