@@ -325,7 +325,7 @@ fn store_descriptors(limit: u64) -> u64 {
 }
 
 /// How many clients fit under a limit of `limit` descriptors, without taking any from the store.
-fn clients_under(limit: u64) -> u64 {
+pub(crate) fn clients_under(limit: u64) -> u64 {
     limit.saturating_sub(store_descriptors(limit) + OTHER_DESCRIPTORS)
 }
 

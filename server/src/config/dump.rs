@@ -1,6 +1,6 @@
 //! The table, printed: as a `ferrite.toml`, and as the table of docs/operating.md.
 
-use super::table::{Applies, ROWS, RowIndex};
+use super::table::{Applies, Default, ROWS, RowIndex};
 use super::values::Values;
 use std::fmt::Write as _;
 
@@ -19,6 +19,29 @@ pub fn dump(values: &Values) -> String {
         write_line(&mut text, format_args!("# Default: {}", row.default_text()));
         let value = values.get(RowIndex(i));
         write_line(&mut text, format_args!("{} = {}", row.key(), value.to_toml()));
+    }
+    text
+}
+
+/// A `ferrite.toml` to be changed. What this version does not have, and what follows the machine,
+/// stands there as a comment.
+pub fn commented(values: &Values) -> String {
+    let defaults = Values::defaults();
+    let mut text = String::new();
+    let (mut section, mut lines) = ("", dump(values));
+    lines = lines.replacen("with its default", "to be changed", 1);
+    let mut rows = ROWS.iter().enumerate();
+    for line in lines.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let is_setting = !section.is_empty() && line.contains(" = ") && !line.starts_with('#');
+        let follows = is_setting
+            && rows.next().is_some_and(|(i, row)| {
+                let is_default = values.get(RowIndex(i)) == defaults.get(RowIndex(i));
+                is_default && (!row.available || !matches!(row.default, Default::Text(_)))
+            });
+        write_line(&mut text, format_args!("{}{line}", if follows { "# " } else { "" }));
     }
     text
 }

@@ -26,7 +26,7 @@ mod value;
 mod values;
 
 pub use aliases::{ALIASES, Alias};
-pub use dump::{dump, operating_table};
+pub use dump::{commented, dump, operating_table};
 pub use environment::variable;
 pub use error::ConfigError;
 pub use flags::{Action, Arguments};

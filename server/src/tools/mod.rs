@@ -6,7 +6,10 @@
 
 pub mod aof;
 pub mod backup;
+pub mod check;
+pub mod doctor;
 mod history;
+pub mod init;
 mod progress;
 pub mod restore;
 mod staging;
@@ -24,6 +27,12 @@ pub enum Tool {
     Aof(aof::Action),
     /// `ferrite backup ...`
     Backup(backup::Action),
+    /// `ferrite check ...`
+    Check(check::Action),
+    /// `ferrite doctor ...`
+    Doctor(doctor::Action),
+    /// `ferrite init ...`
+    Init(init::Action),
     /// `ferrite restore ...`
     Restore(restore::Action),
 }
@@ -64,7 +73,14 @@ pub enum ToolError {
 impl Tool {
     /// The commands of all tools, for the command line.
     pub fn commands() -> impl IntoIterator<Item = Command> {
-        [aof::command(), backup::command(), restore::command()]
+        [
+            aof::command(),
+            backup::command(),
+            check::command(),
+            doctor::command(),
+            init::command(),
+            restore::command(),
+        ]
     }
 
     /// The tool that a command line asks for, if it asks for one.
@@ -72,6 +88,9 @@ impl Tool {
         match matches.subcommand()? {
             ("aof", matches) => Some(Self::Aof(aof::Action::from_matches(matches))),
             ("backup", matches) => Some(Self::Backup(backup::Action::from_matches(matches))),
+            ("check", matches) => Some(Self::Check(check::Action::from_matches(matches))),
+            ("doctor", matches) => Some(Self::Doctor(doctor::Action::from_matches(matches))),
+            ("init", matches) => Some(Self::Init(init::Action::from_matches(matches))),
             ("restore", matches) => Some(Self::Restore(restore::Action::from_matches(matches))),
             (name, _) => unreachable!("{name} is not among the commands"),
         }
@@ -84,6 +103,9 @@ impl Tool {
         let result = match self {
             Self::Aof(action) => action.run(&mut out, &mut errors),
             Self::Backup(action) => action.run(&mut out, &mut errors),
+            Self::Check(action) => action.run(&mut out, &mut errors),
+            Self::Doctor(action) => action.run(&mut out),
+            Self::Init(action) => action.run(&mut out),
             Self::Restore(action) => action.run(&mut out, &mut errors),
         };
         let result = result.and_then(|outcome| Ok(out.flush().map(|()| outcome)?));

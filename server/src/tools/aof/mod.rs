@@ -144,6 +144,16 @@ impl Action {
     }
 }
 
+/// `ferrite aof check DIR`, for who checks more than that.
+pub(super) fn check_directory(
+    directory: &Path,
+    aof_file: &str,
+    out: &mut dyn Write,
+    errors: &mut dyn Write,
+) -> Result<Outcome, ToolError> {
+    check::run(&Selected::find(directory, aof_file)?, out, errors)
+}
+
 /// The parts that a path means.
 struct Selected {
     /// All parts in the directory.
