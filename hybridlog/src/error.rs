@@ -93,6 +93,21 @@ pub enum OperationError {
     },
 }
 
+/// Why a compaction ended early. Nothing is lost, and what it did stays done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompactError {
+    /// A part of the log cannot be read; the segments below stay.
+    #[error("compaction ends at what cannot be read: {0}")]
+    Unreadable(String),
+    /// The log takes no writes.
+    #[error("compaction cannot write: {0}")]
+    NotWritable(String),
+    /// The store is being closed.
+    #[error("compaction was stopped")]
+    Stopped,
+}
+
 /// Why a checkpoint failed. The last complete one stays valid.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

@@ -34,10 +34,10 @@ pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;
 pub use checkpoint::stored::{StoredCheckpoint, StoredCheckpoints, StoredFile};
 pub use config::{Config, IoChoice};
-pub use error::{CheckpointError, OpenError, OperationError};
+pub use error::{CheckpointError, CompactError, OpenError, OperationError};
 pub use progress::Progress;
 pub use redo::{RedoEffect, RedoEntry, RedoReader};
 pub use store::{
-    Alone, BlockingSession, Change, Database, Foreseen, Inside, Many, Operation, Session, Sizes,
-    Stats, Stop, Store, Token, Value,
+    Alone, BlockingSession, Change, CompactionReport, Database, Foreseen, Inside, Many, Operation,
+    Session, Sizes, Stats, Stop, Store, Token, Value,
 };

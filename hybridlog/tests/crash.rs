@@ -107,6 +107,12 @@ impl<'a> Life<'a> {
         }
     }
 
+    fn compact(&mut self) {
+        if self.store.compact().is_err() {
+            self.failures += 1;
+        }
+    }
+
     /// Every key is right or cannot be read.
     fn look(&mut self) {
         for db in 0..2u8 {
@@ -143,6 +149,9 @@ impl<'a> Life<'a> {
                 }
                 if i == 20 {
                     self.many(round);
+                }
+                if i == 22 && round % 2 == 1 {
+                    self.compact();
                 }
             }
             self.checkpoint();

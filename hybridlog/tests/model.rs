@@ -73,6 +73,7 @@ enum Step {
     /// Writes until all that was in memory is flushed and has left it.
     Evict(u8),
     Checkpoint,
+    Compact,
     /// Cuts the power: of what was not synced, the seed says what stays.
     Crash {
         seed: u64,
@@ -142,6 +143,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2u8).prop_map(Step::Grow),
         1 => (0..2u8).prop_map(Step::Evict),
         4 => Just(Step::Checkpoint),
+        3 => Just(Step::Compact),
         3 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
         3 => (1..=CHECKPOINT_STEPS, any::<u64>())
             .prop_map(|(step, seed)| Step::CrashInCheckpoint { step, seed }),
@@ -319,6 +321,9 @@ impl Pair {
             Step::Crash { seed } => self.crash(seed),
             Step::CrashInCheckpoint { step, seed } => {
                 self.crash_in_checkpoint(step, seed);
+            }
+            Step::Compact => {
+                self.store().compact().expect("compacts");
             }
             Step::Checkpoint => {
                 self.store().checkpoint().expect("checkpoints");

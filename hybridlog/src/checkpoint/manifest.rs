@@ -10,7 +10,7 @@
 //!           image: number u64 (0 none), fuzzy start u64, bytes u64
 //!           extents u32, each: from u64, to u64          addresses in words of 8 bytes
 //!           databases u16, each: slot u8
-//!           slots u16, each: floor u64, keys u64, expiring keys u64
+//!           slots u16, each: floor u64, keys u64, expiring keys u64, live words u64
 //! ```
 //!
 //! Little-endian throughout, padded with zeros to a block. The newest checkpoint comes first. It is written whole to
@@ -19,7 +19,7 @@
 use crate::tier::raw::block_crc;
 
 const MAGIC: &[u8; 8] = b"FERRCKPT";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
@@ -63,6 +63,7 @@ pub(crate) struct SlotState {
     pub floor: u64,
     pub keys: u64,
     pub expiring: u64,
+    pub live: u64,
 }
 
 impl Manifest {
@@ -140,7 +141,7 @@ impl Checkpoint {
         out.extend_from_slice(&(self.map.len() as u16).to_le_bytes());
         out.extend_from_slice(&self.map);
         out.extend_from_slice(&(self.slots.len() as u16).to_le_bytes());
-        self.slots.iter().for_each(|s| put(out, &[s.floor, s.keys, s.expiring]));
+        self.slots.iter().for_each(|s| put(out, &[s.floor, s.keys, s.expiring, s.live]));
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, (u64, String)> {
@@ -152,7 +153,10 @@ impl Checkpoint {
         let databases = usize::from(r.u16()?);
         let map = r.take(databases)?.to_vec();
         let slots = (0..r.u16()?)
-            .map(|_| Ok(SlotState { floor: r.u64()?, keys: r.u64()?, expiring: r.u64()? }))
+            .map(|_| {
+                let (floor, keys) = (r.u64()?, r.u64()?);
+                Ok(SlotState { floor, keys, expiring: r.u64()?, live: r.u64()? })
+            })
             .collect::<Result<Vec<_>, (u64, String)>>()?;
         Ok(Self { number, taken_at_ms, begin, cut, image, extents, map, slots })
     }
@@ -198,7 +202,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let slot = SlotState { floor: 512, keys: 3, expiring: 1 };
+        let slot = SlotState { floor: 512, keys: 3, expiring: 1, live: 40 };
         let image = ImageRef { number: 7, fuzzy_start: 1000, length: 4096 };
         Manifest {
             store_id: [1; 16],

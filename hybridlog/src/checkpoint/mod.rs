@@ -27,6 +27,7 @@ use crate::log::health::Shortage;
 use crate::redo;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
+use crate::store::tables::Counts;
 use crate::sync::mutant;
 use ferrite_index::assert_unpinned;
 use hold::Held;
@@ -88,6 +89,8 @@ impl Checkpointer {
 /// Copied at the safepoint; the manifest is written from it alone.
 struct Cut {
     address: u64,
+    /// What lies below holds no key any more: see [`crate::store::compact`].
+    compacted: u64,
     taken_at_ms: u64,
     map: Vec<u8>,
     slots: Vec<SlotState>,
@@ -119,6 +122,7 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let replaced = std::mem::replace(&mut state.manifest, manifest);
     state.held.note(&replaced, geometry);
     state.reserved = true;
+    inner.compaction.checkpointed(&state.manifest);
     state.held.release(inner.hold.duration());
     forget(inner, &state);
     let (oldest_kept, oldest_held) = state.oldest().unwrap_or((number, number));
@@ -235,17 +239,18 @@ fn cut(inner: &Arc<Inner>, number: u64) -> Result<Cut, CheckpointError> {
         .slots
         .iter()
         .map(|slot| {
-            let (keys, expiring) = slot.counts();
+            let Counts { keys, expiring, live } = slot.counts();
             // An empty slot needs nothing of the log.
             let floor = if keys == 0 && slot.index.entries() == 0 { address } else { slot.floor };
-            SlotState { floor, keys, expiring }
+            SlotState { floor, keys, expiring, live }
         })
         .collect();
     let taken_at_ms = inner.now_ms();
     let map = tables.map.clone();
+    let compacted = inner.compaction.compacted();
     drop(closed);
     log.tail.give_back(credit);
-    Ok(Cut { address, taken_at_ms, map, slots, made_at: Instant::now() })
+    Ok(Cut { address, compacted, taken_at_ms, map, slots, made_at: Instant::now() })
 }
 
 fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
@@ -324,8 +329,9 @@ fn next_manifest(
     let mut extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
     extents.retain(|(from, _)| *from != state.start);
     extents.push((state.start, cut.address));
-    // What lies below every floor serves nobody.
-    let begin = cut.slots.iter().map(|s| s.floor).min().unwrap_or(cut.address);
+    // What lies below every floor, or was compacted, serves nobody.
+    let floor = cut.slots.iter().map(|s| s.floor).min().unwrap_or(cut.address);
+    let begin = floor.max(cut.compacted);
     // It never moves down: an empty database needed nothing of the log then, and what was written
     // into it since lies above.
     let begin = begin.max(manifest.newest().map_or(0, |c| c.begin));

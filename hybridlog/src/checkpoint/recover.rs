@@ -21,7 +21,7 @@ use crate::config::{BLOCK_WORDS, Config, Geometry};
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
-use crate::store::tables::{Slot, Tables};
+use crate::store::tables::{Counts, Slot, Tables};
 use crate::sync::mutant;
 use ferrite_index::{
     ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, IndexLimit, KeyHash,
@@ -379,10 +379,11 @@ impl<'a> Rebuilding<'a> {
         let mut slots = Vec::with_capacity(databases);
         for number in 0..databases {
             let state = newest.and_then(|c| c.slots.get(number));
-            let (floor, keys, expiring) =
-                state.map_or((0, 0, 0), |s| (s.floor, s.keys, s.expiring));
+            let (floor, counts) = state.map_or((0, Counts::default()), |s| {
+                (s.floor, Counts { keys: s.keys, expiring: s.expiring, live: s.live })
+            });
             let index = new_index(smallest_bits, epoch, &limit)?;
-            slots.push(Arc::new(Slot::new(number as u8, index, floor, keys, expiring)));
+            slots.push(Arc::new(Slot::new(number as u8, index, floor, counts)));
         }
         let mut map = newest.map_or_else(Vec::new, |c| c.map.clone());
         map.extend(map.len() as u8..=(databases - 1) as u8);

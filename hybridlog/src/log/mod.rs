@@ -174,7 +174,6 @@ impl Log {
         if let Some(at) = draft.expires_at_ms {
             self.note_expiry(reserved.address, at);
         }
-        self.counters.appends.fetch_add(1, Ordering::Relaxed);
         if reserved.pad > 0 || reserved.address.is_multiple_of(self.geometry.page_words) {
             self.wake();
         }
@@ -255,6 +254,11 @@ impl Log {
             std::thread::sleep(Duration::from_micros(200));
         }
         self.boundaries.truncate(begin.min(self.boundaries.safe_head()));
+    }
+
+    /// Words of the log at or above `from`, which lies below the tail; without the gaps between runs.
+    pub fn words_from(&self, from: u64) -> u64 {
+        self.raw.words_from(from) + self.tail.load().saturating_sub(from.max(self.start))
     }
 
     /// Below it nothing is needed any more.

@@ -7,10 +7,10 @@ use std::ptr::NonNull;
 
 /// Visits the records of `bytes`, which hold the log from `first` on, start at a record and are
 /// aligned to a word. Stops at the first zero word; returns where it stopped. `Err` carries the address of what is no record.
-pub(crate) fn records_of(
-    bytes: &[u8],
+pub(crate) fn records_of<'a>(
+    bytes: &'a [u8],
     first: u64,
-    mut visit: impl FnMut(Address, RecordRef<'_>),
+    mut visit: impl FnMut(Address, RecordRef<'a>),
 ) -> Result<u64, (u64, String)> {
     assert!(bytes.as_ptr().cast::<u64>().is_aligned());
     let words = (bytes.len() / 8) as u64;

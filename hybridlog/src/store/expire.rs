@@ -8,6 +8,7 @@
 use super::operation::Operation;
 use super::tables::Database;
 use super::{Change, Inner, Session, Stop, Value};
+use crate::OperationError;
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::sync::Locked;
@@ -50,6 +51,9 @@ impl ExpiryControl {
     }
     pub fn is_held(&self, now_ms: u64) -> bool {
         now_ms < self.held_until_ms.load(Ordering::Relaxed)
+    }
+    fn is_stopped(&self) -> bool {
+        *self.stopped.locked()
     }
     /// Sleeps; true when it is time to stop.
     fn sleep(&self, time: Duration) -> bool {
@@ -219,38 +223,56 @@ impl ExpiryCycle {
 
     /// Removes the keys that are still due.
     fn remove(&mut self, due: Vec<Due>) {
+        let Self { inner, session, .. } = self;
+        let control = &inner.expiry;
         for (slot, key) in due {
-            let mut op = Operation::new(0);
-            loop {
-                let mut inside = self.session.enter();
-                if self.inner.expiry.is_held(inside.now_ms()) {
-                    drop(inside);
-                    if self.inner.expiry.sleep(PERIOD) {
-                        return;
-                    }
-                    continue;
-                }
-                let db = inside.tables.map.iter().position(|s| *s == slot);
-                let Some(db) = db else { break };
-                let keep = |_: Option<Value<'_>>, _: &mut Vec<u8>| (Change::Keep, ());
-                let outcome = inside.update(&mut op, Database(db as u8), &key, keep);
-                drop(inside);
-                match outcome {
-                    Err(Stop::Pending) => self.wait(),
-                    Ok(()) | Err(Stop::Failed(_)) => break,
-                }
+            // What cannot be removed now is absent all the same.
+            let removed = remove_if_expired(inner, session, slot, &key, || control.is_stopped());
+            if matches!(removed, Ok(false)) {
+                return;
             }
         }
     }
+}
 
-    fn wait(&mut self) {
-        assert_unpinned();
-        let mut tokens = Vec::new();
-        while tokens.is_empty() {
-            std::thread::park_timeout(Duration::from_millis(10));
-            self.session.ready(&mut tokens);
-            if *self.inner.expiry.stopped.locked() {
-                return;
+/// Removes a key that has expired, on a thread that may wait and holds no [`super::Inside`]. False if
+/// it was stopped before.
+pub(super) fn remove_if_expired(
+    inner: &Inner,
+    session: &mut Session,
+    slot: u8,
+    key: &[u8],
+    is_stopped: impl Fn() -> bool,
+) -> Result<bool, OperationError> {
+    let mut op = Operation::new(0);
+    loop {
+        let mut inside = session.enter();
+        if inner.expiry.is_held(inside.now_ms()) {
+            drop(inside);
+            if is_stopped() {
+                return Ok(false);
+            }
+            assert_unpinned();
+            std::thread::sleep(PERIOD);
+            continue;
+        }
+        let db = inside.tables.map.iter().position(|s| *s == slot);
+        let Some(db) = db else { return Ok(true) };
+        let keep = |_: Option<Value<'_>>, _: &mut Vec<u8>| (Change::Keep, ());
+        let outcome = inside.update(&mut op, Database(db as u8), key, keep);
+        drop(inside);
+        match outcome {
+            Ok(()) => return Ok(true),
+            Err(Stop::Failed(e)) => return Err(e),
+            Err(Stop::Pending) => {
+                let mut tokens = Vec::new();
+                while tokens.is_empty() {
+                    std::thread::park_timeout(Duration::from_millis(10));
+                    session.ready(&mut tokens);
+                    if is_stopped() {
+                        return Ok(false);
+                    }
+                }
             }
         }
     }

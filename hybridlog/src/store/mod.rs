@@ -9,10 +9,12 @@
 //! | `alone` | a transaction, or a command too large for the ring or too unlucky, at a safepoint |
 //! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
 //! | `expire` | the active expiry cycle |
+//! | `compact` | what is needed of the log's old end moves to its tail |
 //! | `lock` | one process a data directory |
 
 pub(crate) mod alone;
 mod blocking;
+pub(crate) mod compact;
 mod expire;
 mod find;
 mod foresee;
@@ -30,6 +32,7 @@ mod write;
 
 pub use alone::Alone;
 pub use blocking::BlockingSession;
+pub use compact::CompactionReport;
 pub use foresee::Foreseen;
 pub use many::Many;
 pub use operation::{Operation, Stop, Token};
@@ -48,6 +51,7 @@ use crate::log::{Log, Origin};
 use crate::redo::{self, Redo, RedoReader};
 use crate::sync::Locked;
 use crate::{CheckpointError, OpenError, OperationError};
+use compact::{Compaction, CompactionControl};
 use expire::{ExpiryControl, ExpiryCycle};
 use ferrite_index::{Epoch, Gate, HashSecret, IndexLimit};
 use lock::DirectoryLock;
@@ -56,7 +60,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tables::{Slot, Tables};
+use tables::{Counts, Slot, Tables};
 
 /// Sessions and background threads that can be inside at once: the server's limit of workers, and
 /// some.
@@ -73,6 +77,7 @@ pub(crate) struct Inner {
     /// How long files stay for a copy.
     pub hold: Hold,
     pub expiry: Arc<ExpiryControl>,
+    pub compaction: CompactionControl,
     pub redo: Option<Redo>,
     smallest_bits: u32,
     index_limit: Arc<IndexLimit>,
@@ -95,6 +100,7 @@ struct Running {
     inner: Arc<Inner>,
     page_thread: Mutex<Option<JoinHandle<()>>>,
     expiry_thread: Mutex<Option<JoinHandle<()>>>,
+    compaction_thread: Mutex<Option<JoinHandle<()>>>,
     _lock: Option<DirectoryLock>,
 }
 
@@ -124,6 +130,16 @@ pub struct Stats {
     pub log_read_only: u64,
     /// Where the next record goes.
     pub log_tail: u64,
+    /// Entries of all databases' indexes.
+    pub index_entries: u64,
+    /// Bytes of the log that keys' newest records take.
+    pub log_live_bytes: u64,
+    /// Bytes of the log from its begin on.
+    pub log_bytes: u64,
+    /// What compaction has done since the start.
+    pub compaction: CompactionReport,
+    /// Bytes that are compacted and that the next checkpoints give back.
+    pub reclaimable_bytes: u64,
     /// Bytes held by frames.
     pub frame_bytes: u64,
     /// Bytes held by the block cache.
@@ -215,6 +231,7 @@ impl Store {
             gate: Gate::new(),
             secret,
             expiry: Arc::default(),
+            compaction: CompactionControl::default(),
             redo: (config.redo_ring_size > 0).then(|| Redo::new(config.redo_ring_size)),
             stopped_at_ms: AtomicU64::new(if config.redo_ring_size > 0 {
                 report.taken_at_ms.max(1)
@@ -228,6 +245,7 @@ impl Store {
             io_fallback,
             config,
         });
+        inner.compaction.checkpointed(&inner.checkpointer.locked().manifest);
         let store = Self::run(inner, lock);
         // With a redo log it is saved once that has been replayed: what the log holds beyond the
         // last checkpoint goes on from that one.
@@ -263,8 +281,12 @@ impl Store {
         });
         let cycle_of = Arc::clone(&inner);
         let expiry_thread = spawn("ferrite-expiry", move || ExpiryCycle::new(cycle_of).run());
+        let compaction_of = Arc::clone(&inner);
+        let compaction_thread =
+            spawn("ferrite-compact", move || Compaction::new(compaction_of).run());
         Self(Arc::new(Running {
             inner,
+            compaction_thread: Mutex::new(Some(compaction_thread)),
             page_thread: Mutex::new(Some(page_thread)),
             expiry_thread: Mutex::new(Some(expiry_thread)),
             _lock: lock,
@@ -319,7 +341,8 @@ impl Store {
     /// Keys in a database (expired ones that were not yet removed included), and how many of them
     /// have an expiry.
     pub fn key_count(&self, db: Database) -> (u64, u64) {
-        self.inner().tables().1.slot(db).counts()
+        let counts = self.inner().tables().1.slot(db).counts();
+        (counts.keys, counts.expiring)
     }
 
     /// Empties a database at a safepoint, in O(1). Blocks shortly; no [`Inside`] may be held.
@@ -434,6 +457,11 @@ impl Store {
             log_flushed_until: b.flushed_until() * 8,
             log_read_only: b.read_only() * 8,
             log_tail: log.tail.load() * 8,
+            index_entries: inner.tables().1.slots.iter().map(|slot| slot.index.entries()).sum(),
+            log_live_bytes: inner.live_words() * 8,
+            log_bytes: log.words_from(b.begin()) * 8,
+            compaction: inner.compaction.done(),
+            reclaimable_bytes: inner.compaction.reclaimable_bytes(),
             frame_bytes: log.frame_bytes(),
             block_cache_bytes: log.raw.cache_bytes(),
             configured_bytes: inner.config.mutable_size
@@ -507,7 +535,7 @@ impl Inner {
     fn replace_slots(&self, flushed: impl Fn(&Tables, u8) -> bool) -> Result<(), OperationError> {
         self.refuse_unwritable()?;
         let (_, tables) = self.tables();
-        let holds = |slot: &Slot| slot.counts().0 > 0 || slot.index.entries() > 0;
+        let holds = |slot: &Slot| slot.counts().keys > 0 || slot.index.entries() > 0;
         let wanted = |slot: &Slot| holds(slot) && flushed(&tables, slot.number);
         let mut fresh = Vec::new();
         for (place, _) in tables.slots.iter().enumerate().filter(|(_, slot)| wanted(slot)) {
@@ -526,7 +554,7 @@ impl Inner {
         self.change_tables(|tables| {
             for (place, index) in fresh {
                 let number = tables.slots[place].number;
-                tables.slots[place] = Arc::new(Slot::new(number, index, floor, 0, 0));
+                tables.slots[place] = Arc::new(Slot::new(number, index, floor, Counts::default()));
             }
         });
         Ok(())
@@ -577,6 +605,11 @@ impl Inner {
         last
     }
 
+    /// Words of the log that keys' newest records take.
+    pub fn live_words(&self) -> u64 {
+        self.tables().1.slots.iter().map(|slot| slot.counts().live).sum()
+    }
+
     pub fn index_bytes(&self) -> u64 {
         self.tables().1.slots.iter().map(|slot| slot.index.resident_bytes()).sum()
     }
@@ -617,9 +650,13 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHand
 impl Drop for Running {
     fn drop(&mut self) {
         self.inner.expiry.stop();
-        let expiry = self.expiry_thread.get_mut().expect("nothing panics under this lock").take();
-        if let Some(thread) = expiry.filter(|t| t.thread().id() != std::thread::current().id()) {
-            drop(thread.join());
+        self.inner.compaction.stop();
+        for thread in [&mut self.expiry_thread, &mut self.compaction_thread] {
+            let thread = thread.get_mut().expect("nothing panics under this lock").take();
+            if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
+            {
+                drop(thread.join());
+            }
         }
         self.inner.pages.stop();
         self.inner.log.wake();

@@ -20,23 +20,38 @@ pub(crate) struct Slot {
     pub floor: u64,
     keys: AtomicI64,
     expiring: AtomicI64,
+    /// Words of the log that the keys' newest records take.
+    live: AtomicI64,
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Counts {
+    pub keys: u64,
+    /// Keys with an expiry.
+    pub expiring: u64,
+    /// Words of the log that their newest records take.
+    pub live: u64,
 }
 
 impl Slot {
-    pub fn new(number: u8, index: HashIndex, floor: u64, keys: u64, expiring: u64) -> Self {
-        Self {
-            number,
-            index,
-            floor,
-            keys: AtomicI64::new(keys as i64),
-            expiring: AtomicI64::new(expiring as i64),
-        }
+    pub fn new(number: u8, index: HashIndex, floor: u64, counts: Counts) -> Self {
+        let of = |n: u64| AtomicI64::new(n as i64);
+        let Counts { keys, expiring, live } = counts;
+        let (keys, expiring, live) = (of(keys), of(expiring), of(live));
+        Self { number, index, floor, keys, expiring, live }
     }
 
-    /// Keys, and keys with an expiry.
-    pub fn counts(&self) -> (u64, u64) {
+    pub fn counts(&self) -> Counts {
         let of = |n: &AtomicI64| n.load(Ordering::Relaxed).max(0) as u64;
-        (of(&self.keys), of(&self.expiring))
+        Counts { keys: of(&self.keys), expiring: of(&self.expiring), live: of(&self.live) }
+    }
+
+    /// Counts a record of `before` words that one of `after` takes the place of; 0 is none.
+    pub fn count_words(&self, before: u64, after: u64) {
+        if before != after {
+            self.live.fetch_add(after as i64 - before as i64, Ordering::Relaxed);
+        }
     }
 
     /// Counts a change from one presence to another: `None` absent, else whether it expires.

@@ -99,7 +99,7 @@ impl Inside<'_> {
     ) -> Result<R, Stop> {
         let slot = Arc::clone(self.tables.slot(db));
         self.depends_on_all();
-        if slot.counts().0 == 0 {
+        if slot.counts().keys == 0 {
             return Ok(f(None));
         }
         let mut looked_at = 0;

@@ -13,7 +13,7 @@
 //! Every step that can fail comes before the first that shows: the caller has reserved the entry
 //! in the index ([`Target::reserve`]), and here only room can be missing ([`Blocked::Room`]).
 
-use super::find::{Lookup, Pinned};
+use super::find::{Located, Lookup, Pinned};
 use super::tables::Slot;
 use crate::OperationError;
 use crate::record::{Draft, in_place_capacity};
@@ -71,6 +71,11 @@ impl Target<'_, '_> {
     pub fn reserve(&self, pinned: &Pinned<'_>) -> Result<(), Blocked> {
         self.latch.reserve(self.hash, false).map_err(|_| pinned.inner.index_full())
     }
+}
+
+/// Words of the log that a key's record takes.
+fn words_of(present: Option<Located<'_>>) -> u64 {
+    present.map_or(0, |located| located.record.shape().words())
 }
 
 impl Pinned<'_> {
@@ -153,7 +158,7 @@ impl Pinned<'_> {
     ) -> Result<(), Blocked> {
         let present = target.lookup.present();
         let before = present.map(|l| l.record.expires_at_ms().is_some());
-        let fits = |l: &super::find::Located<'_>| {
+        let fits = |l: &Located<'_>| {
             l.mutable && l.record.fits_in_place(value.len(), expires_at_ms.is_some(), encoding)
         };
         if let Some(located) = present.filter(fits) {
@@ -175,6 +180,7 @@ impl Pinned<'_> {
                 capacity,
             };
             self.publish(target, &draft, credit)?;
+            target.slot.count_words(words_of(present), draft.words());
         }
         target.slot.count(before, Some(expires_at_ms.is_some()));
         Ok(())
@@ -223,6 +229,7 @@ impl Pinned<'_> {
             target.latch.remove(target.hash, false);
         }
         target.slot.count(Some(before), None);
+        target.slot.count_words(words_of(Some(located)), 0);
         Ok(())
     }
 
@@ -247,6 +254,7 @@ impl Pinned<'_> {
             .append(self.pin, draft, previous, credit)
             .map_err(|_| Blocked::Room(2 * draft.words()))?;
         target.latch.set(target.hash, false, address);
+        self.inner.log.counters.appends.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

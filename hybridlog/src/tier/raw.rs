@@ -109,6 +109,22 @@ impl RawSegments {
         extent.map_or(page_end, |(_, to)| page_end.min(*to))
     }
 
+    /// The lowest address of earlier runs at or above `address`, if there is one.
+    pub fn first_written(&self, address: u64) -> Option<u64> {
+        let at_or_above = |(from, to): &&(u64, u64)| address < *to && from < to;
+        self.0.extents.iter().find(at_or_above).map(|(from, _)| address.max(*from))
+    }
+
+    /// Words of earlier runs at or above `address`.
+    pub fn words_from(&self, address: u64) -> u64 {
+        self.0.extents.iter().map(|(from, to)| to.saturating_sub(address.max(*from))).sum()
+    }
+
+    /// The file that an address lies in.
+    pub fn path_of(&self, address: u64) -> std::path::PathBuf {
+        self.0.device.path(self.file_of(address))
+    }
+
     /// Says that checksums of these blocks were written: forget what the cache holds of them.
     pub fn side_written(&self, segment: u64, first_block: u64, blocks: u64) {
         for side in first_block / CRCS_A_BLOCK..=(first_block + blocks - 1) / CRCS_A_BLOCK {
