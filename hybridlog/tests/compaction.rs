@@ -2,6 +2,7 @@
 
 mod support;
 
+use ferrite_hybridlog::device::fault::FaultDevice;
 use ferrite_hybridlog::{Change, Config, Database, Store};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -135,6 +136,24 @@ fn a_log_without_dead_records_is_left_alone() {
     assert_eq!(store.stats().compaction.read_bytes, 0, "{:?}", store.stats());
 }
 
+/// Two records do not fit in a page, so a third of the log is unused whatever is done.
+#[test]
+fn a_log_of_large_records_is_not_copied_over_and_over() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(tiny(directory.path())).expect("opens");
+    let mut s = store.blocking_session();
+    for i in 0..100u64 {
+        s.upsert(DB, &i.to_le_bytes(), &[7; 2300]).expect("writes");
+    }
+    checkpoints(&store);
+    let log = store.stats().log_bytes;
+    assert!(log > store.stats().log_live_bytes * 3 / 2);
+    store.set_space_amplification(Some(1.5));
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let read = store.stats().compaction.read_bytes;
+    assert!(read > 0 && read < 3 * log, "{read} bytes of {log}");
+}
+
 #[test]
 fn the_background_keeps_the_log_near_its_target_under_churn() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -193,6 +212,36 @@ fn deleted_and_expired_keys_leave_nothing_in_log_and_index() {
     let (keys, bytes) = (store.key_count(Database(1)).0, store.stats().log_live_bytes);
     assert_eq!((keys, bytes), (100, live));
     assert_eq!(store.stats().index_entries, 101, "no entry of a key that is gone");
+}
+
+/// Whose tombstones head chains of several keys, so that nobody takes the entry before.
+#[test]
+fn tombstones_of_keys_that_collide_leave_with_their_entry() {
+    let config = tiny(Path::new("simulated"));
+    let device = FaultDevice::new();
+    drop(support::open(&config, &device));
+    let keys = support::keys_on(&device, 8, 3);
+    let store = support::open(&config, &device);
+    let mut s = store.blocking_session();
+    let evict = |s: &mut ferrite_hybridlog::BlockingSession| {
+        for i in 0..200u64 {
+            s.upsert(Database(1), &i.to_le_bytes(), &[1; 300]).expect("writes");
+        }
+    };
+    for key in &keys {
+        s.upsert(DB, key, b"value").expect("writes");
+    }
+    evict(&mut s);
+    for key in &keys {
+        assert_eq!(s.delete(DB, key), Ok(true));
+    }
+    evict(&mut s);
+    assert!(store.stats().index_entries > 200, "tombstones keep entries");
+    store.compact().expect("compacts");
+    assert_eq!(store.stats().index_entries, 200);
+    for key in &keys {
+        assert_eq!(s.read(DB, key), Ok(None));
+    }
 }
 
 #[test]
@@ -271,9 +320,13 @@ fn counters_are_exact_while_everything_is_compacted_over_and_over() {
         });
         threads.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                store.checkpoint().expect("checkpoints");
                 let report = store.compact().expect("compacts");
                 copied.fetch_add(report.copied_bytes, Ordering::Relaxed);
+            }
+        });
+        threads.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.checkpoint().expect("checkpoints");
             }
         });
         let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();

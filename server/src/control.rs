@@ -198,14 +198,16 @@ fn begin_scheduled_rewrite(context: &Context) {
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Whether the interval has passed since the last checkpoint ended (or the server was ready) and
-/// something was written, or the last one failed some seconds ago.
+/// something was written, or the last one failed some seconds ago, or one would give back disk space
+/// that was compacted.
 fn is_due(context: &Context, ready: Instant) -> bool {
     let settings = &context.config.config().persistence;
     let passed = context.checkpoints.state().ended.unwrap_or(ready).elapsed();
     let failing = context.checkpoints.is_failing();
     settings.checkpoint_enabled
         && (failing && passed >= RETRY
-            || passed >= settings.checkpoint_interval && changed(context))
+            || passed >= settings.checkpoint_interval && changed(context)
+            || !failing && context.store.wants_checkpoint())
 }
 
 fn changed(context: &Context) -> bool {

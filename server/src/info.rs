@@ -323,6 +323,13 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     to.field("log_flushed_until", stats.log_flushed_until);
     to.field("log_read_only", stats.log_read_only);
     to.field("log_tail", stats.log_tail);
+    to.field("log_bytes", stats.log_bytes);
+    to.field("log_live_bytes", stats.log_live_bytes);
+    let amplification = stats.log_bytes as f64 / stats.log_live_bytes.max(1) as f64;
+    to.field("log_space_amplification", format_args!("{amplification:.2}"));
+    to.field("compaction_read_bytes", stats.compaction.read_bytes);
+    to.field("compaction_copied_bytes", stats.compaction.copied_bytes);
+    to.field("compaction_reclaimable_bytes", stats.reclaimable_bytes);
     to.field("disk_bytes", view.context.rates.sizes(view.context).disk_bytes);
     to.field("device_reads", stats.device_reads);
     to.field("device_read_bytes", stats.device_read_bytes);

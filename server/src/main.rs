@@ -64,7 +64,7 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
     live.on_change(start::refuse_too_many_clients);
     let context = Arc::new(Context::with_config(live, directory.clone()));
     context.config.on_change(start::follow_policy(&context));
-    context.config.on_change(start::follow_hold(&context));
+    context.config.on_change(start::follow_store(&context));
     status.recovering(Arc::clone(&context));
     server::end_on_signals(Arc::clone(&context)).map_err(StartError::Thread)?;
     // Clients are answered LOADING until the data is there.
@@ -76,6 +76,7 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
         store.save_rebuilt_index();
     }
     context.open(store.clone(), journal.clone());
+    start::set_space(&store, &context.config.config());
     start::tell_store(&context);
     status.ready();
     tracing::info!("ready");

@@ -268,6 +268,12 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
         }
         Ok(())
     })?;
+    page.gauge("ferrite_log_bytes", "Bytes of the log", stats.log_bytes)?;
+    let help = "Bytes of the log that the keys' newest records take";
+    page.gauge("ferrite_log_live_bytes", help, stats.log_live_bytes)?;
+    let (read, copied) = (stats.compaction.read_bytes, stats.compaction.copied_bytes);
+    page.counter("ferrite_compaction_read_bytes", "Bytes of the log that were compacted", read)?;
+    page.counter("ferrite_compaction_copied_bytes", "Bytes that their copies take", copied)?;
     let refused =
         stats.not_writable.is_some() || crate::commands::writes_refused(context).is_some();
     page.gauge("ferrite_writable", "1 while clients can write", u64::from(!refused))?;

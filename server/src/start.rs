@@ -173,18 +173,27 @@ pub fn follow_policy(
     }
 }
 
-/// CONFIG SET persistence.backup_hold. What need not be held any more goes within a second.
-pub fn follow_hold(
+/// Lets the store compact its log as `config` says. What is compacted goes with the checkpoints.
+pub fn set_space(store: &Store, config: &Config) {
+    let most = config.max_space_amplification;
+    let compacts = config.persistence.checkpoint_enabled && most > 0.0;
+    store.set_space_amplification(compacts.then_some(most));
+}
+
+/// CONFIG SET of what the store follows. Files that need not be held any more go within a second.
+pub fn follow_store(
     context: &Arc<Context>,
 ) -> impl Fn(&Config, &Config) -> Result<(), String> + use<> {
     let context = Arc::downgrade(context);
     move |old, new| {
-        let hold = new.persistence.backup_hold;
-        if hold != old.persistence.backup_hold
-            && let Some(context) = context.upgrade()
+        if let Some(context) = context.upgrade()
             && let Some(store) = context.store.get()
         {
-            store.set_backup_hold(hold);
+            set_space(store, new);
+            let hold = new.persistence.backup_hold;
+            if hold != old.persistence.backup_hold {
+                store.set_backup_hold(hold);
+            }
         }
         Ok(())
     }

@@ -163,3 +163,56 @@ fn scan_over_few_keys_ends_after_few_calls() {
         assert!(call < 100, "SCAN does not end");
     }
 }
+
+/// What is overwritten gives its disk space back: by itself under a target, and at once by COMPACT.
+#[test]
+fn overwritten_values_do_not_keep_their_space() {
+    let small = [
+        "storage.hybridlog_page_size=16KiB",
+        "storage.hybridlog_segment_size=64KiB",
+        "storage.hybridlog_mutable_size=64KiB",
+        "storage.hybridlog_readonly_size=64KiB",
+        "persistence.checkpoint_interval=3600",
+    ];
+    let off = ["storage.hybridlog_max_space_amplification=0"];
+    for by_itself in [true, false] {
+        let settings = [&small[..], if by_itself { &[] } else { &off }].concat();
+        let server = Server::ferrite(&settings);
+        let mut wire = Replies::of(&server);
+        let value = "x".repeat(1000);
+        for round in 0..8 {
+            for i in 0..400 {
+                assert_eq!(wire.text(&format!("SET key:{i} {round}{value}")), "+OK\r\n");
+            }
+        }
+        let before = storage(&mut wire, "log_bytes");
+        assert!(by_itself || before > 4 * storage(&mut wire, "log_live_bytes"), "{before}");
+        if !by_itself {
+            assert_eq!(wire.text("COMPACT"), "+Background compaction started\r\n");
+        }
+        let until = Instant::now() + support::PATIENCE;
+        let kept = (128 + 2 * 64 + 2 * 64) << 10;
+        while storage(&mut wire, "log_bytes") > storage(&mut wire, "log_live_bytes") * 3 / 2 + kept
+        {
+            assert!(Instant::now() < until, "{}", wire.text("INFO storage"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(storage(&mut wire, "compaction_read_bytes") > 0);
+        for i in 0..400 {
+            assert_eq!(wire.text(&format!("GET key:{i}")), format!("$1001\r\n7{value}\r\n"));
+        }
+        drop(wire);
+        let directory = server.directory.clone();
+        drop(server);
+        let server = Server::ferrite_in(directory, &settings);
+        let mut wire = Replies::of(&server);
+        assert_eq!(wire.integer("DBSIZE"), 400, "by itself: {by_itself}");
+    }
+}
+
+/// A field of INFO storage.
+fn storage(wire: &mut Replies, field: &str) -> u64 {
+    let text = wire.text("INFO storage");
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{field} in {text}"))
+}

@@ -136,7 +136,7 @@ fn is_later(spec: &CommandSpec) -> bool {
 
 /// What only Ferrite has.
 fn is_own(spec: &CommandSpec) -> bool {
-    spec.name == "AOF"
+    ["AOF", "COMPACT"].contains(&spec.name)
 }
 
 /// Compares one command of COMMAND INFO: name, arity, flags, first key, last key, step, categories,

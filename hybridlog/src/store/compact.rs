@@ -18,7 +18,9 @@
 //!   no chain of that checkpoint leads below it to a key that is there.
 //!
 //! It runs while the log takes more than so many times the bytes of the keys' newest records, and gives
-//! way to the foreground as long as that is not far exceeded. A log without dead records is left alone.
+//! way to the foreground as long as that is not far exceeded. A log without dead records is left alone:
+//! large records leave the ends of pages unused, so when all of the log was copied and little was
+//! gained, the log must first grow.
 
 use super::operation::Operation;
 use super::session::{Inside, Session};
@@ -48,7 +50,7 @@ const BATCH: usize = 32;
 pub struct CompactionReport {
     /// Bytes of log that were looked at, and that the next checkpoints give back.
     pub read_bytes: u64,
-    /// Bytes of records that were copied to the tail.
+    /// Bytes of log that the copies of what is needed take.
     pub copied_bytes: u64,
 }
 
@@ -156,6 +158,32 @@ impl Store {
     }
 }
 
+/// Since the work was at the log's begin the last time.
+#[derive(Default)]
+struct Round {
+    done: CompactionReport,
+    /// A log that takes less for each living byte has little to give.
+    worth_it_from: f64,
+}
+
+impl Round {
+    fn note(&mut self, report: CompactionReport, inner: &Inner) {
+        self.done.read_bytes += report.read_bytes;
+        self.done.copied_bytes += report.copied_bytes;
+        let log = &inner.log;
+        let words = log.words_from(inner.compaction.compacted().max(log.boundaries.begin()));
+        // What is in memory is not looked at.
+        let round = (words * 8).saturating_sub(log.geometry.ring_words() * 8);
+        if self.done.read_bytes == 0 || self.done.read_bytes < round {
+            return;
+        }
+        let gained = self.done.read_bytes.saturating_sub(self.done.copied_bytes);
+        let now = words as f64 / inner.live_words().max(1) as f64;
+        self.worth_it_from = if gained * 10 < self.done.read_bytes { now * 1.1 } else { 0.0 };
+        self.done = CompactionReport::default();
+    }
+}
+
 /// Why a step of the work ends early.
 enum Ended {
     Stopped,
@@ -175,7 +203,8 @@ impl From<Ended> for CompactError {
 enum Found {
     /// Nobody needs it.
     Dead,
-    /// It has a copy of so many words.
+    /// It has a copy, which took so many words of the log: with the end of a page that it did not fit
+    /// into.
     Copied(u64),
     /// It has expired, and nobody has removed it yet.
     Expired,
@@ -201,6 +230,7 @@ impl Compaction {
         let inner = Arc::clone(&self.inner);
         let control = &inner.compaction;
         let mut rest = PERIOD;
+        let mut round = Round::default();
         while !control.sleep(rest) {
             rest = PERIOD;
             let Some(most) = control.most() else { continue };
@@ -209,8 +239,9 @@ impl Compaction {
             }
             let mut worked = Duration::ZERO;
             let mut since = Instant::now();
+            let least = most.max(round.worth_it_from);
             let outcome = self.pass(&mut |amplification| {
-                if amplification <= most || control.most() != Some(most) {
+                if amplification <= least || control.most() != Some(most) {
                     return false;
                 }
                 // Between two pages the foreground has the machine for a while.
@@ -223,9 +254,15 @@ impl Compaction {
                 since = Instant::now();
                 true
             });
-            if let Err(CompactError::Unreadable(why)) = outcome {
-                tracing::error!("compaction cannot go on: {why}; it is tried again in a minute");
-                rest = RETRY;
+            match outcome {
+                Ok(report) => round.note(report, &inner),
+                Err(CompactError::Unreadable(why)) => {
+                    tracing::error!(
+                        "compaction cannot go on: {why}; it is tried again in a minute"
+                    );
+                    rest = RETRY;
+                }
+                Err(_) => {}
             }
         }
     }
@@ -251,9 +288,6 @@ impl Compaction {
                 break;
             }
             let control = &inner.compaction;
-            if mutant!("begin_before_the_copies") {
-                control.compacted.fetch_max(to, Ordering::Release);
-            }
             let copied = self.page(from, to)?;
             control.read_bytes.fetch_add((to - from) * 8, Ordering::Relaxed);
             control.copied_bytes.fetch_add(copied * 8, Ordering::Relaxed);
@@ -447,13 +481,14 @@ impl Inside<'_> {
         let words = draft.words();
         pinned.top_up(2 * words, &mut self.credit);
         let previous = if first == address { Address::INVALID } else { first };
+        let credit = self.credit;
         let copy = pinned.inner.log.append(pinned.pin, &draft, previous, &mut self.credit);
         let copy = copy.map_err(|_| Blocked::Room(2 * words))?;
         if !mutant!("copy_without_entry") {
             latch.set(hash, false, copy);
         }
         slot.count_words(shape.words(), words);
-        Ok(Found::Copied(words))
+        Ok(Found::Copied(credit - self.credit))
     }
 }
 

@@ -33,6 +33,16 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         ..ROW
     },
     CommandSpec {
+        name: "COMPACT",
+        arity: 1,
+        flags: ADMIN,
+        since: "7.0.0",
+        complexity: "O(N) in the background where N is what the log takes on the disk",
+        summary: "Copies what is needed of the log's old end, so that its space is given back. Ferrite's own.",
+        run: Run::Outside(compact),
+        ..ROW
+    },
+    CommandSpec {
         name: "DEBUG",
         arity: -2,
         flags: ADMIN.and(ANY_TIME),
@@ -228,6 +238,36 @@ fn bg_save(call: &mut OutsideCall<'_>) -> Outcome {
     let started = std::thread::Builder::new().name("checkpoint".into()).spawn(saves);
     started.map_err(|e| ErrorReply::owned(format!("ERR Can't start a thread: {e}")))?;
     call.reply.simple("Background saving started");
+    Ok(())
+}
+
+/// Checkpoints follow, as many as are kept, and then the segments go.
+fn compact(call: &mut OutsideCall<'_>) -> Outcome {
+    let context = call.context.clone();
+    let compacts = move || {
+        let done = context.store.compact();
+        let report = match done {
+            Ok(report) => report,
+            Err(e) => return tracing::error!("COMPACT: {e}"),
+        };
+        let (read, copied) = (report.read_bytes, report.copied_bytes);
+        tracing::info!("COMPACT: {read} bytes of the log are compacted, {copied} were copied");
+        while context.store.reclaimable_bytes() > 0 {
+            match context
+                .checkpoints
+                .claim()
+                .map(|claim| claim.take(&context.store, context.databases))
+            {
+                // A failed one is told as any is.
+                Some(Err(_)) => return,
+                Some(Ok(_)) => {}
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    };
+    let started = std::thread::Builder::new().name("compact".into()).spawn(compacts);
+    started.map_err(|e| ErrorReply::owned(format!("ERR Can't start a thread: {e}")))?;
+    call.reply.simple("Background compaction started");
     Ok(())
 }
 

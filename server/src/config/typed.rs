@@ -17,6 +17,8 @@ pub struct Config {
     pub store: ferrite_hybridlog::Config,
     /// `hybridlog`, all there is so far.
     pub backend: &'static str,
+    /// Bytes of log per living byte at which it is compacted; 0 is never. Live.
+    pub max_space_amplification: f64,
     /// `[persistence]`
     pub persistence: Persistence,
     /// `[metrics]`
@@ -135,6 +137,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// Pages end in a rest that no record fits in.
+const LEAST_AMPLIFICATION: f64 = 1.1;
+
 impl Config {
     /// Types the values and looks at the relations between them.
     pub fn from_values(values: &Values) -> Result<Self, ConfigError> {
@@ -143,6 +148,7 @@ impl Config {
             server: server(read),
             store: store(read)?,
             backend: read.choice("storage.backend"),
+            max_space_amplification: space_amplification(read)?,
             persistence: Persistence {
                 checkpoint_enabled: read.flag("persistence.checkpoint_enabled"),
                 checkpoint_interval: read.duration("persistence.checkpoint_interval"),
@@ -251,6 +257,22 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
     })
 }
 
+fn space_amplification(read: Reader<'_>) -> Result<f64, ConfigError> {
+    let name = "storage.hybridlog_max_space_amplification";
+    let most = read.fraction(name);
+    if most == 0.0 || most >= LEAST_AMPLIFICATION {
+        return Ok(most);
+    }
+    Err(ConfigError::Relation {
+        name,
+        value: most.to_string(),
+        why: format!(
+            "a log without a dead record takes nearly as much, and would be copied over and over: \
+             at least {LEAST_AMPLIFICATION}, or 0 for never"
+        ),
+    })
+}
+
 fn holds_two_pages(name: &'static str, size: u64, page_size: u64) -> Result<(), ConfigError> {
     let pages = size / page_size;
     if pages >= 2 {
@@ -283,6 +305,12 @@ impl<'a> Reader<'a> {
         match self.0.named(name) {
             Value::Integer(n) | Value::Size(n) => *n,
             other => unreachable!("{name} is a number in the table, not {other:?}"),
+        }
+    }
+    fn fraction(self, name: &str) -> f64 {
+        match self.0.named(name) {
+            Value::Fraction(x) => *x,
+            other => unreachable!("{name} is a fraction in the table, not {other:?}"),
         }
     }
     fn size(self, name: &str) -> u64 {
