@@ -11,24 +11,42 @@
 
 use super::manifest::Manifest;
 use crate::config::Geometry;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 /// A shell lists the names first and reads the manifest after that: it must not name a file then that
 /// was not there before.
 const LISTED_BEFORE: Duration = Duration::from_millis(100);
 
-/// How long, and how much is held. Neither orders anything.
+/// How long, and how much is held, neither of which orders anything; and whose turn it is to take a
+/// checkpoint.
 pub(crate) struct Hold {
     millis: AtomicU64,
     bytes: AtomicU64,
+    is_taken: AtomicBool,
+}
+
+/// The right to take a checkpoint, until it is dropped.
+pub(crate) struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, SeqCst);
+    }
 }
 
 impl Hold {
     pub fn of(duration: Duration) -> Self {
-        let hold = Self { millis: AtomicU64::new(0), bytes: AtomicU64::new(0) };
+        let is_taken = AtomicBool::new(false);
+        let hold = Self { millis: AtomicU64::new(0), bytes: AtomicU64::new(0), is_taken };
         hold.set(duration);
         hold
+    }
+    /// `None` while a checkpoint is being taken.
+    pub fn take_turn(&self) -> Option<Turn<'_>> {
+        let is_free = self.is_taken.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
+        is_free.then(|| Turn(&self.is_taken))
     }
     pub fn set(&self, duration: Duration) {
         self.millis.store(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), Relaxed);
@@ -153,6 +171,21 @@ mod tests {
             assert!(named.is_subset(&there()), "step {step}");
             // Nothing below is needed any more.
             store.flush_all().expect("emptied");
+        }
+        {
+            // Who lets go of files has the lock for a while: a checkpoint waits for it.
+            let state = store.inner().checkpointer.lock().expect("no panic");
+            let other = store.clone();
+            let taking = std::thread::spawn(move || other.checkpoint());
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            while !store.inner().hold.is_taken.load(super::SeqCst) {
+                assert!(std::time::Instant::now() < until, "it does not begin");
+                std::thread::yield_now();
+            }
+            assert!(matches!(store.checkpoint(), Err(crate::CheckpointError::InProgress)));
+            drop(state);
+            taking.join().expect("no panic").expect("taken");
+            named.extend(files());
         }
         let held = store.stats().held_bytes;
         assert!(held > 0 && named.len() > files().len());

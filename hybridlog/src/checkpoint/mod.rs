@@ -28,7 +28,7 @@ use crate::redo;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::store::tables::Counts;
-use crate::sync::mutant;
+use crate::sync::{Locked, mutant};
 use ferrite_index::assert_unpinned;
 use hold::Held;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
@@ -101,7 +101,9 @@ struct Cut {
 pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointError> {
     // It waits for grace periods, the gate, flushes and syncs.
     assert_unpinned();
-    let mut state = inner.checkpointer.try_lock().map_err(|_| CheckpointError::InProgress)?;
+    // Whoever only lets go of held files has the lock shortly, which is no checkpoint.
+    let _turn = inner.hold.take_turn().ok_or(CheckpointError::InProgress)?;
+    let mut state = inner.checkpointer.locked();
     let since = Instant::now();
     let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);
     refuse_when_broken(inner)?;
