@@ -291,3 +291,66 @@ fn damage_in_the_append_only_file_refuses_and_names_what_can_be_had() {
     assert_eq!(status, Some(0), "{out}{errors}");
     check(&folder, (50, 150), "up to the damage");
 }
+
+/// Links at the top of a data directory lead to `checkpoints/` alone: whatever was done with that, they
+/// bring nothing back, and are right again after the next change.
+#[test]
+fn links_never_bring_back_what_was_moved_aside() {
+    let outside = tempfile::tempdir().expect("a directory");
+    for inside in [true, false] {
+        let mut server = Server::ferrite(&[]);
+        assert_eq!(server.connect().line("SET a 1"), "+OK");
+        assert_eq!(server.connect().line("SAVE"), "+OK");
+        kill(&mut server);
+        let there = data(&server).join("checkpoints");
+        let away = if inside { data(&server) } else { outside.path().to_owned() };
+        let away = away.join("checkpoints.bad");
+        assert!(data(&server).join("ferrite.ckpt").is_symlink());
+        fs::rename(&there, &away).expect("moved");
+        let mut server = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+        let mut wire = server.connect();
+        assert_eq!(wire.line("DBSIZE"), ":0", "{}", server.log());
+        assert_eq!(wire.line("SET b 2"), "+OK");
+        assert_eq!(wire.line("SAVE"), "+OK");
+        kill(&mut server);
+        for entry in fs::read_dir(data(&server)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            assert!(!path.is_symlink() || path.exists(), "{} leads nowhere", path.display());
+        }
+        // What was moved away is as it was, and is the store again when it is put back.
+        fs::remove_dir_all(&there).expect("removed");
+        fs::rename(&away, &there).expect("moved back");
+        let mut server = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+        let mut wire = server.connect();
+        assert_eq!((wire.line("DBSIZE"), wire.bulk("GET a")), (":1".into(), "1".into()));
+        kill(&mut server);
+    }
+}
+
+/// A copy that is put beside checkpoints that were moved aside is neither mixed with them nor left out.
+#[test]
+fn a_copy_beside_checkpoints_moved_aside_is_refused_with_what_to_do() {
+    let mut server = Server::ferrite(&[]);
+    assert_eq!(server.connect().line("SET a 1"), "+OK");
+    assert_eq!(server.connect().line("SAVE"), "+OK");
+    kill(&mut server);
+    let (data, there) = (data(&server), data(&server).join("checkpoints"));
+    let away = data.join("checkpoints.bad");
+    fs::rename(&there, &away).expect("moved");
+    for entry in fs::read_dir(&away).expect("a folder") {
+        let from = entry.expect("an entry").path();
+        let to = data.join(from.file_name().expect("a name"));
+        fs::remove_file(&to).unwrap_or_default();
+        fs::copy(&from, &to).expect("copied");
+    }
+    let mut refused = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+    assert_eq!(refused.wait(), Some(1), "{}", refused.log());
+    refused.wait_for_log("put the copy into a directory without checkpoints");
+    // Which is what the message says.
+    let (folder, to) = new();
+    let (status, out, errors) = restore(&data, &to, &[]);
+    assert_eq!((status, out.as_str()), (Some(1), ""), "{errors}");
+    fs::rename(&away, folder.path().join("aside")).expect("moved");
+    let copied = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+    assert_eq!(copied.connect().bulk("GET a"), "1");
+}
