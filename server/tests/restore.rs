@@ -354,3 +354,43 @@ fn a_copy_beside_checkpoints_moved_aside_is_refused_with_what_to_do() {
     let copied = Server::ferrite_in(Arc::clone(&server.directory), &[]);
     assert_eq!(copied.connect().bulk("GET a"), "1");
 }
+
+/// The base of a rewrite is passed by who comes from a checkpoint, and is where who has none begins.
+#[test]
+fn a_rewrite_in_between_changes_nothing_that_can_be_had_from_checkpoints() {
+    for with_checkpoints in [true, false] {
+        let never = [SETTINGS, &["persistence.checkpoint_enabled=false"]].concat();
+        let mut server = Server::ferrite(&never);
+        let mut wire = server.connect();
+        let mut load = Load { written: Vec::new() };
+        load.write(&mut wire, 60);
+        if with_checkpoints {
+            assert_eq!(wire.line("SAVE"), "+OK");
+        }
+        load.write(&mut wire, 60);
+        let info = "INFO persistence";
+        assert!(wire.line("BGREWRITEAOF").starts_with("+Background append only"));
+        let until = std::time::Instant::now() + support::PATIENCE;
+        while !wire.bulk(info).contains("\naof_rewrites:1\r") {
+            assert!(std::time::Instant::now() < until, "{}", server.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        load.write(&mut wire, 60);
+        kill(&mut server);
+        for (n, is_kept) in [(90, with_checkpoints), (150, true)] {
+            let time_ms = load.written[n].0;
+            let (folder, to) = new();
+            let (status, out, errors) =
+                restore(&data(&server), &to, &["--time", &time_ms.to_string()]);
+            assert_eq!(status, Some(if is_kept { 0 } else { 1 }), "{n}: {out}{errors}");
+            if is_kept {
+                check(&folder, load.bounds(time_ms), &format!("write {n}"));
+            } else {
+                assert!(errors.contains("is not among the times"), "{errors}");
+            }
+        }
+        let (all, to_all) = new();
+        assert_eq!(restore(&data(&server), &to_all, &[]).0, Some(0));
+        check(&all, (179, 180), "everything");
+    }
+}

@@ -146,7 +146,7 @@ impl Action {
 
     fn stage(&self, source: &Source, out: &mut dyn Write) -> Result<(), Failure> {
         let checkpoints = source.checkpoints()?;
-        let bases = source.bases(checkpoints.as_ref())?;
+        let bases = source.bases(checkpoints.as_ref(), None)?;
         let Some(newest) = bases.first() else {
             let directory = source.directory.display();
             return Err(Failure::Damaged(format!("there is nothing to keep in {directory}")));

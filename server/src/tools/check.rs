@@ -170,7 +170,7 @@ impl Action {
         checkpoints: Option<&StoredCheckpoints>,
         errors: &mut dyn Write,
     ) -> Result<bool, ToolError> {
-        let bases = source.bases(checkpoints)?;
+        let bases = source.bases(checkpoints, None)?;
         let newest = bases.first();
         let why = match newest {
             Some(base) => base.is_alone(),

@@ -106,8 +106,13 @@ impl Source {
             .map_err(|e| ToolError::Refused(e.to_string()))
     }
 
-    /// All bases, the latest first.
-    pub fn bases(&self, checkpoints: Option<&StoredCheckpoints>) -> Result<Vec<Base>, ToolError> {
+    /// All bases, the latest first; of those in the append-only file the newest, and the newest that serves
+    /// the time `until_ms`.
+    pub fn bases(
+        &self,
+        checkpoints: Option<&StoredCheckpoints>,
+        until_ms: Option<u64>,
+    ) -> Result<Vec<Base>, ToolError> {
         let mut bases = Vec::new();
         for checkpoint in checkpoints.map_or_else(Vec::new, StoredCheckpoints::checkpoints) {
             let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
@@ -115,10 +120,12 @@ impl Source {
             let at_ms = checkpoint.taken_at_ms;
             bases.push(Base { checkpoint: Some(checkpoint), at_ms, chain });
         }
-        if let Ok(chain) = self.parts()?.chain(Origin::Empty)
-            && let Some(at_ms) = begins_at(&chain)
-        {
-            bases.push(Base { checkpoint: None, at_ms, chain: Ok(chain) });
+        for until_ms in [None, until_ms] {
+            if let Ok(chain) = self.parts()?.chain_until(Origin::Empty, until_ms)
+                && let Some(at_ms) = begins_at(&chain)
+            {
+                bases.push(Base { checkpoint: None, at_ms, chain: Ok(chain) });
+            }
         }
         bases.sort_by_key(|base| std::cmp::Reverse(base.at_ms));
         Ok(bases)
@@ -195,10 +202,12 @@ impl Reach {
             }
         };
         needed.length = reader.offset();
+        let base_end = link.header.base().map_or(0, |base| base.length);
         self.end_ms = self.end_ms.max(link.header.time_ms.min(until_ms));
         let goes_on = loop {
             match reader.next_block() {
-                Ok(Some(block)) if block.time_ms > until_ms => {
+                // A base is of use as a whole only.
+                Ok(Some(block)) if block.time_ms > until_ms && reader.offset() > base_end => {
                     self.is_beyond = true;
                     break false;
                 }

@@ -145,7 +145,7 @@ impl Action {
         errors: &mut dyn Write,
     ) -> Result<(), Failure> {
         let checkpoints = source.checkpoints()?;
-        let bases = source.bases(checkpoints.as_ref())?;
+        let bases = source.bases(checkpoints.as_ref(), self.time_ms)?;
         if bases.is_empty() {
             return Err(Failure::Damaged(nothing(source)?));
         }
