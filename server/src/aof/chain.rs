@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The parts of one append-only file in a directory.
@@ -212,10 +213,16 @@ impl Parts {
 
     fn add(&mut self, path: PathBuf, number: Option<u64>) {
         match read_header(&path, number) {
-            Ok((header, length)) => {
+            Ok((header, length, file)) => {
                 let new = Part { path: path.clone(), copies: vec![path], header, length };
                 match self.parts.get_mut(&header.number) {
                     Some(part) if part.length >= length => part.copies.extend(new.copies),
+                    // It has grown since its own name was looked at, and that name stays its: `aof_file`
+                    // becomes a name of the next part.
+                    Some(part) if file == identity(fs::metadata(&part.path)) => {
+                        part.length = length;
+                        part.copies.extend(new.copies);
+                    }
                     Some(part) => {
                         let copies = std::mem::take(&mut part.copies);
                         *part = Part { copies: [new.copies, copies].concat(), ..new };
@@ -405,18 +412,26 @@ fn first_part(parts: &BTreeMap<u64, Part>, origin: Origin, until_ms: Option<u64>
     }
 }
 
-/// The first line of a file and the file's length.
-fn read_header(path: &Path, number: Option<u64>) -> Result<(Header, u64), ReadError> {
+/// A file, whatever its names are.
+type Identity = Option<(u64, u64)>;
+
+fn identity(found: io::Result<fs::Metadata>) -> Identity {
+    found.ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// The first line of a file, the file's length, and which file it is.
+fn read_header(path: &Path, number: Option<u64>) -> Result<(Header, u64, Identity), ReadError> {
     let io = |source| ReadError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
+    let metadata = file.metadata().map_err(io)?;
+    let length = metadata.len();
     let reader = PartReader::open(file, path, Known::default())?;
     let header = *reader.header();
     match number {
         Some(number) if number != header.number => {
             Err(ReadError::Misnamed { path: path.to_owned(), found: header.number })
         }
-        _ => Ok((header, length)),
+        _ => Ok((header, length, identity(Ok(metadata)))),
     }
 }
 

@@ -401,6 +401,11 @@ pub(super) fn verify_parts(staging: &Staging, names: &Names, reach: &Reach) -> R
         let number = needed.number;
         let path = folder.join(part::file_name(&names.aof_file, number));
         let mut reader = super::aof::open(&path, parts.known(number)).map_err(|e| damaged(&e))?;
+        if reader.header().number != number {
+            // A server gave its name to the next part.
+            let path = needed.path.display();
+            return Err(damaged(&format!("{path} was another part when it was copied")));
+        }
         while reader.next_block().map_err(|e| damaged(&e))?.is_some() {}
         if reader.offset() != needed.length {
             let (found, wanted) = (reader.offset(), needed.length);

@@ -223,3 +223,22 @@ fn files_that_cannot_be_parts_are_refused_by_name_if_they_matter() {
     let error = store.refused(Origin::Checkpoint(7));
     assert!(error.contains("does not begin as a part"), "{error}");
 }
+
+/// A writer appends while the files are looked for, and may then give `aof_file` to the next part.
+#[test]
+fn a_part_that_grows_meanwhile_keeps_its_own_name() {
+    let (store, [.., four]) = Store::four();
+    let mut parts = Parts { parts: BTreeMap::new(), ..store.parts() };
+    let numbered = store.path("appendonly.000004.aof");
+    parts.add(numbered.clone(), Some(4));
+    let mut file = File::options().append(true).open(&numbered).expect("it is there");
+    std::io::Write::write_all(&mut file, b"more").expect("written");
+    parts.add(store.path(AOF), None);
+    let part = &parts.parts[&4];
+    assert_eq!((&part.path, part.length, part.copies.len()), (&numbered, four + 4, 2));
+    // A copy that is longer is another file.
+    fs::copy(&numbered, store.path("copy")).expect("copied");
+    store.append("copy", b"and more");
+    parts.add(store.path("copy"), None);
+    assert_eq!(parts.parts[&4].path, store.path("copy"));
+}
