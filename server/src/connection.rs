@@ -404,8 +404,10 @@ impl Connection {
                     }
                 }
                 Run::Outside(_) | Run::Container => {
-                    self.run_outside(entry, session.as_deref_mut(), host);
-                    continue;
+                    match self.run_outside(entry, session.as_deref_mut(), host, &limits) {
+                        true => continue,
+                        false => return Next::Wait,
+                    }
                 }
             }
             let session =
@@ -733,20 +735,34 @@ impl Connection {
         self.apply_reply_mode(begun);
         self.consume();
     }
+    /// Runs a command that goes inside itself, or alone. False if it waits for the disk.
     fn run_outside(
         &mut self,
         entry: &'static Entry,
         session: Option<&mut Session>,
         host: &mut Host,
-    ) {
+        limits: &Round,
+    ) -> bool {
         let Run::Outside(run) = entry.spec.run else {
             unreachable!("a batch runs what runs inside, and resolve gives no containers")
         };
         let writes = commands::writes(entry, &self.client);
-        let alone = session.filter(|_| writes).map(Session::alone);
+        let mut session = session.filter(|_| writes);
+        if let Some(session) = &mut session
+            && !self.may_write(session)
+        {
+            self.wait(&mut session.enter(), limits);
+            return false;
+        }
+        let alone = session.map(Session::alone);
         let wrote = alone.is_some();
         if self.is_held(entry, host) {
-            return;
+            return true;
+        }
+        if let Some(Err(e)) = alone.as_ref().map(|alone| alone.refuse_unwritable(0)) {
+            drop(alone);
+            self.fail(e.into(), entry, host);
+            return true;
         }
         host.ledger.start(entry.id, &host.context.workers[host.number]);
         // Before it runs: CLIENT LIST shows itself.
@@ -775,7 +791,10 @@ impl Connection {
         debug_assert!(!matches!(ran, Ran::Pending | Ran::Again), "nothing to wait for outside");
         let started = match job {
             Some(job) if ran == Ran::Done => host.start_job(job, entry.id, self.slot, &self.client),
-            _ => return self.ran(&ran, entry, begun, host),
+            _ => {
+                self.ran(&ran, entry, begun, host);
+                return true;
+            }
         };
         match started {
             Ok(()) => {
@@ -791,6 +810,15 @@ impl Connection {
                 self.ran(&Ran::Failed(error), entry, begun, host);
             }
         }
+        true
+    }
+
+    /// Whether the current command, which is to run alone, need not wait for the disk; else it is called
+    /// again. Asked before the gate is closed, so that nobody waits with it.
+    fn may_write(&mut self, session: &mut Session) -> bool {
+        let Self { queue, op, .. } = self;
+        let op = queue.front_mut().map_or(op, |queued| &mut queued.op);
+        session.enter().may_write(op)
     }
 
     /// What was replied depends on all that was written so far.

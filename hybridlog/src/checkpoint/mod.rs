@@ -227,8 +227,7 @@ fn cut(inner: &Arc<Inner>, number: u64) -> Result<Cut, CheckpointError> {
             let Err(words) = marked else { break closed };
             log.tail.give_back(BLOCK_WORDS);
             drop(closed);
-            let waited = redo::wait_while_full(inner, words);
-            waited.map_err(|e| CheckpointError::Device(e.to_string()))?;
+            redo::wait_while_full(inner, words);
             continue;
         }
         drop(closed);

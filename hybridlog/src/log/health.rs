@@ -8,7 +8,7 @@
 
 use super::Log;
 use crate::device::could_not_open;
-use crate::sync::Locked;
+use crate::sync::{Locked, mutant};
 use std::fmt::Display;
 use std::io;
 use std::sync::Mutex;
@@ -45,6 +45,15 @@ impl Health {
         let reasons = self.reasons.locked();
         let Reasons { broken, short, redo } = &*reasons;
         broken.clone().or_else(|| short.clone()).or_else(|| redo.clone())
+    }
+    /// Why a write is refused, if it is. One that was `admitted` belongs to a transaction that has
+    /// begun: what passes does not tear it in two.
+    pub fn refusal_of(&self, admitted: bool) -> Option<String> {
+        match admitted && !mutant!("transaction_refused_half_way") {
+            true if self.is_writable() => None,
+            true => self.breakage(),
+            false => self.refusal(),
+        }
     }
     pub fn is_writable(&self) -> bool {
         !self.refuses.load(Ordering::Acquire)

@@ -20,8 +20,6 @@ mod ring;
 pub(crate) use entry::Effect;
 pub use entry::{RedoEffect, RedoEntry};
 
-use crate::OperationError;
-use crate::log::health::Shortage;
 use crate::store::Inner;
 use crate::store::operation::{ReadyQueue, Token};
 use crate::sync::{Locked, mutant};
@@ -32,7 +30,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Stripes of keys whose last entries are remembered for readers.
 const STRIPES: usize = 1 << 16;
@@ -59,18 +57,21 @@ pub(crate) struct Redo {
     tracks_readers: AtomicBool,
     /// The end of the last entry that concerns every key.
     last_of_every_key: AtomicU64,
-    /// Whoever runs alone has a transaction: [`NONE`], [`WANTED`] or [`BEGUN`].
+    /// Whether somebody runs alone, and has a transaction: [`NONE`], [`ALONE`], [`WANTED`] or
+    /// [`BEGUN`].
     transaction: AtomicU8,
     /// The last mark that the reader has dealt with.
     cut: AtomicU64,
 }
 
-/// There is no transaction.
+/// Nobody runs alone.
 const NONE: u8 = 0;
-/// Its first entry is to come, before which `Begin` must stand.
-const WANTED: u8 = 1;
+/// Whoever runs alone writes one entry.
+const ALONE: u8 = 1;
+/// The first entry of a transaction is to come, before which `Begin` must stand.
+const WANTED: u8 = 2;
 /// `Begin` is there.
-const BEGUN: u8 = 2;
+const BEGUN: u8 = 3;
 
 /// A place in the redo log, reserved for an effect that comes next. Dropped, it is skipped.
 pub(crate) struct Entry<'r> {
@@ -132,14 +133,27 @@ impl Redo {
         Some(entry)
     }
 
-    /// Whoever runs alone wants all entries up to [`end_transaction`] to be one. Whether it was not so
-    /// already.
-    pub fn want_transaction(&self) -> bool {
+    /// Somebody runs alone from now on, up to [`end_transaction`]; `several` entries are to be one
+    /// transaction. Whether it was not so already.
+    pub fn run_alone(&self, several: bool) -> bool {
         let none = self.transaction.load(Ordering::Relaxed) == NONE;
         if none {
-            self.transaction.store(WANTED, Ordering::Relaxed);
+            self.transaction.store(if several { WANTED } else { ALONE }, Ordering::Relaxed);
         }
         none
+    }
+
+    /// Whether writes must wait for the reader's disk.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Makes writes wait, or lets them go on.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+        if !held {
+            self.call_waiters();
+        }
     }
 
     /// Whether a reservation would be granted now.
@@ -147,9 +161,14 @@ impl Redo {
         self.takes_more() && self.ring.has_room(words)
     }
 
-    /// Whether writes are not held, and no more bytes lie aside than the ring has.
+    /// Whether writes are not held, and no more bytes lie aside than the ring has. Whoever runs alone
+    /// was let in before ([`crate::Inside::may_write`]): the end of a transaction that waited for the
+    /// disk, which waits for that end, would wait for ever, and so would all those outside the gate.
     fn takes_more(&self) -> bool {
-        !self.held.load(Ordering::SeqCst)
+        let admitted = || {
+            self.transaction.load(Ordering::Relaxed) != NONE && !mutant!("redo_holds_who_is_alone")
+        };
+        (!self.is_held() || admitted())
             && self.aside_bytes.load(Ordering::Relaxed) <= self.ring.capacity() * 8
     }
 
@@ -429,14 +448,6 @@ impl RedoReader {
         self.redo().cut.store(mark, Ordering::Release);
     }
 
-    /// Makes writes wait, or lets them go on: for a disk that does not keep up with what was promised.
-    pub fn hold(&self, held: bool) {
-        self.redo().held.store(held, Ordering::SeqCst);
-        if !held {
-            self.redo().call_waiters();
-        }
-    }
-
     /// The log cannot be written: writes are refused with the reason. `None` takes them again.
     pub fn refuse(&self, reason: Option<String>) {
         self.inner.log.health.redo(reason);
@@ -468,7 +479,7 @@ impl Drop for RedoReader {
     /// Writes no longer leave entries that nobody would take.
     fn drop(&mut self) {
         self.redo().active.store(false, Ordering::Release);
-        self.hold(false);
+        self.redo().hold(false);
     }
 }
 
@@ -489,14 +500,13 @@ pub(crate) fn track_readers(inner: &Inner, redo: &Redo, tracked: bool) {
     drop(closed);
 }
 
-/// The transaction of whoever runs alone is over. It waits for the room that takes.
-pub(crate) fn end_transaction(inner: &Inner) -> Result<(), OperationError> {
-    let Some(redo) = &inner.redo else { return Ok(()) };
+/// Whoever runs alone is done, and its transaction over. It waits for the room that takes.
+pub(crate) fn end_transaction(inner: &Inner) {
+    let Some(redo) = &inner.redo else { return };
     if redo.transaction.load(Ordering::Relaxed) == BEGUN {
-        append_waiting(inner, Effect::End, 0)?;
+        append_waiting(inner, Effect::End, 0);
     }
     redo.transaction.store(NONE, Ordering::Relaxed);
-    Ok(())
 }
 
 /// An effect on a whole database or the log, at a safepoint. The caller waits with the gate open when
@@ -517,15 +527,11 @@ pub(crate) fn append_at_safepoint(inner: &Inner, effect: Effect<'_>, slot: u8) -
 }
 
 /// The same, and waits where it stands: the reader needs no gate.
-pub(crate) fn append_waiting(
-    inner: &Inner,
-    effect: Effect<'_>,
-    slot: u8,
-) -> Result<u64, OperationError> {
+pub(crate) fn append_waiting(inner: &Inner, effect: Effect<'_>, slot: u8) -> u64 {
     loop {
         match append_at_safepoint(inner, effect, slot) {
-            Ok(end) => return Ok(end),
-            Err(words) => wait_while_full(inner, words)?,
+            Ok(end) => return end,
+            Err(words) => wait_while_full(inner, words),
         }
     }
 }
@@ -539,24 +545,18 @@ pub(crate) fn wait_until_cut(inner: &Inner, mark: u64) {
     }
 }
 
-/// Waits on the calling thread, which is not pinned, until `words` may be had. It gives up when the
-/// reader says for too long that it cannot write.
-pub(crate) fn wait_while_full(inner: &Inner, words: u64) -> Result<(), OperationError> {
+/// Waits on the calling thread, which is not pinned, until `words` may be had. However long: room
+/// comes, since the reader takes entries even while it can write none, and half a transaction must
+/// not be the end of it.
+pub(crate) fn wait_while_full(inner: &Inner, words: u64) {
     assert_unpinned();
-    let Some(redo) = &inner.redo else { return Ok(()) };
+    let Some(redo) = &inner.redo else { return };
     let thread = std::thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
-    let since = Instant::now();
     while redo.is_active() && !redo.has_room(words) {
-        if let Some(reason) = inner.log.health.refusal()
-            && since.elapsed() > Shortage::PATIENCE
-        {
-            return Err(OperationError::NotWritable(reason));
-        }
         redo.wait_for_room(words, 0, &ready);
         std::thread::park_timeout(Duration::from_millis(20));
     }
-    Ok(())
 }
 
 #[cfg(all(test, not(loom)))]

@@ -2,6 +2,7 @@
 //! data again.
 
 use super::*;
+use crate::log::health::Shortage;
 use crate::{Change, Config, Database, Operation, Stop, Store};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -225,9 +226,9 @@ fn the_order_of_entries_is_the_order_of_changes() {
 fn a_reader_that_holds_keeps_writers_waiting_and_readers_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(small(dir.path(), 4096)).expect("opens");
-    let reader = store.redo().expect("the store has a ring");
+    let _reader = store.redo().expect("the store has a ring");
     let mut session = store.session(|| {});
-    reader.hold(true);
+    store.hold_redo(true);
     let mut op = Operation::new(7);
     let put = |session: &mut crate::Session, op: &mut Operation| {
         let mut inside = session.enter();
@@ -243,7 +244,7 @@ fn a_reader_that_holds_keeps_writers_waiting_and_readers_not() {
     assert_eq!(ready, [] as [u64; 0]);
     let read = session.enter().read(&mut Operation::new(8), DB, b"k", |v| v.is_some());
     assert_eq!(read, Ok(false));
-    reader.hold(false);
+    store.hold_redo(false);
     session.ready(&mut ready);
     assert_eq!(ready, [7]);
     let (outcome, end) = put(&mut session, &mut op);
@@ -361,4 +362,136 @@ fn the_reader_passes_places_that_were_not_used() {
     assert!(reader.position() < store.redo_tail());
     assert!(reader.next().is_none());
     assert_eq!(reader.position(), store.redo_tail());
+}
+
+fn put_alone(alone: &mut crate::Alone<'_>, key: &[u8], value: &[u8]) {
+    let mut op = Operation::new(0);
+    let put = Change::Put { value, expires_at_ms: None, encoding: 0 };
+    loop {
+        match alone.enter().update(&mut op, DB, key, |_, _| (put, ())) {
+            Ok(()) => return,
+            Err(Stop::Pending) => {}
+            Err(Stop::Failed(e)) => panic!("{e}"),
+        }
+    }
+}
+
+/// Runs it on a thread of its own: what waits for ever fails the test instead of hanging it.
+fn comes_to_an_end<R: Send + 'static>(run: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || drop(done.send(run())));
+    end.recv_timeout(Duration::from_secs(60)).expect("it comes to an end")
+}
+
+/// The end of a transaction waits for room like any entry: held back because the transaction is not
+/// on the disk, which it is not before its end, both would wait for ever.
+#[test]
+fn who_runs_alone_is_not_held() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    let held = store.clone();
+    comes_to_an_end(move || {
+        let mut session = held.session(|| {});
+        let mut alone = session.alone();
+        put_alone(&mut alone, b"a", b"1");
+        held.hold_redo(true);
+        put_alone(&mut alone, b"b", b"2");
+        alone.flush_all().expect("flushes");
+    });
+    let mut seen = Replayed::default();
+    seen.drain(&mut reader);
+    assert_eq!(seen.groups, [3]);
+    store.hold_redo(false);
+}
+
+/// Whoever would run alone waits before the gate is closed: readers go on.
+#[test]
+fn what_is_held_does_not_close_the_gate() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    let mut session = store.session(|| {});
+    assert!(session.enter().may_write(&mut Operation::new(1)));
+    store.hold_redo(true);
+    assert!(!session.enter().may_write(&mut Operation::new(1)));
+    let keys: Vec<_> = (0..100u64).map(u64::to_le_bytes).collect();
+    let many = move |session: &mut crate::Session| {
+        let places: Vec<(Database, &[u8])> = keys.iter().map(|k| (DB, k.as_slice())).collect();
+        let mut inside = session.enter();
+        inside.update_many(&mut Operation::new(2), &places, |many| {
+            (0..places.len()).for_each(|at| many.put_owned(at, vec![1; 100], None, 0));
+        })
+    };
+    let (outcome, mut session, many) = comes_to_an_end(move || {
+        let outcome = many(&mut session);
+        (outcome, session, many)
+    });
+    assert_eq!(outcome, Err(Stop::Pending));
+    store.hold_redo(false);
+    let mut ready = Vec::new();
+    session.ready(&mut ready);
+    ready.sort_unstable();
+    assert_eq!(ready, [1, 2]);
+    // Its ring is smaller than the command: somebody must read.
+    let writer = std::thread::spawn(move || many(&mut session));
+    let mut seen = Replayed::default();
+    while seen.groups.is_empty() {
+        seen.drain(&mut reader);
+    }
+    assert_eq!((writer.join().expect("it writes"), seen.groups), (Ok(()), vec![100]));
+}
+
+/// A refusal that comes when a transaction has begun may pass: it is whole all the same. One that is
+/// there before is told of first.
+#[test]
+fn what_passes_does_not_tear_a_transaction() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    let mut session = store.session(|| {});
+    let mut alone = session.alone();
+    assert_eq!(alone.refuse_unwritable(10), Ok(()));
+    put_alone(&mut alone, b"a", b"1");
+    reader.refuse(Some("the disk is full".into()));
+    put_alone(&mut alone, b"b", b"2");
+    let keys: [(Database, &[u8]); 2] = [(DB, b"b"), (DB, b"c")];
+    let both = alone.enter().update_many(&mut Operation::new(0), &keys, |many| many.copy(0, 1));
+    assert_eq!(both, Ok(()));
+    alone.swap_databases(DB, Database(1)).expect("swaps");
+    assert!(alone.refuse_unwritable(10).is_err(), "the next one is refused");
+    drop(alone);
+    let mut seen = Replayed::default();
+    seen.drain(&mut reader);
+    assert_eq!(seen.groups, [4]);
+    assert_eq!(contents(&store, 1), seen.data[1]);
+    let write = store.blocking_session().upsert(DB, b"k", b"v");
+    assert!(matches!(write, Err(crate::OperationError::NotWritable(_))), "{write:?}");
+    assert!(store.flush_all().is_err());
+}
+
+/// Half a transaction stood in the log, its reader was slow, and writes were refused meanwhile: after
+/// two seconds the process ended itself.
+#[test]
+fn half_a_transaction_waits_for_room_however_long() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    let other = store.clone();
+    let transaction = std::thread::spawn(move || {
+        let mut session = other.session(|| {});
+        let mut alone = session.alone();
+        (0..20u64).for_each(|n| put_alone(&mut alone, &n.to_le_bytes(), &[1; 400]));
+    });
+    while store.stats().parked_for_redo == 0 {
+        std::thread::yield_now();
+    }
+    reader.refuse(Some("the disk is full".into()));
+    std::thread::sleep(Shortage::PATIENCE + Duration::from_millis(300));
+    let mut seen = Replayed::default();
+    while seen.groups.is_empty() {
+        seen.drain(&mut reader);
+    }
+    transaction.join().expect("it ends");
+    assert_eq!(seen.groups, [20]);
 }

@@ -75,14 +75,18 @@ impl Alone<'_> {
         self.now_ms
     }
 
-    /// Refuses a transaction that could not write: ask before its first effect. `bytes` is what its
-    /// commands bring along.
+    /// Refuses a transaction that could not write: ask before its first effect. Afterwards only what
+    /// breaks the log for good refuses any of it: a refusal that passes would tear it in two. `bytes`
+    /// is what its commands bring along.
     ///
     /// # Errors
     /// [`OperationError::NotWritable`] when the log takes no writes, or the disk may not hold it.
     pub fn refuse_unwritable(&self, bytes: u64) -> Result<(), OperationError> {
         if let Some(reason) = self.inner.log.health.refusal() {
             return Err(OperationError::NotWritable(reason));
+        }
+        if bytes == 0 {
+            return Ok(());
         }
         // A record of twice its size may be written, and its page left half empty.
         refuse_without_disk(&self.inner.log, bytes / 2)
@@ -91,32 +95,32 @@ impl Alone<'_> {
     /// [`Store::flush_database`](super::Store::flush_database), in here.
     ///
     /// # Errors
-    /// The same.
+    /// [`OperationError::NotWritable`] when the log is broken.
     pub fn flush_database(&self, db: Database) -> Result<(), OperationError> {
-        self.inner.flush_database(db)
+        self.inner.flush_database(db, true)
     }
 
     /// [`Store::flush_all`](super::Store::flush_all), in here.
     ///
     /// # Errors
-    /// The same.
+    /// [`OperationError::NotWritable`] when the log is broken.
     pub fn flush_all(&self) -> Result<(), OperationError> {
-        self.inner.flush_all()
+        self.inner.flush_all(true)
     }
 
     /// [`Store::swap_databases`](super::Store::swap_databases), in here.
     ///
     /// # Errors
-    /// The same.
+    /// [`OperationError::NotWritable`] when the log is broken.
     pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
-        self.inner.swap_databases(a, b)
+        self.inner.swap_databases(a, b, true)
     }
 }
 
 impl Drop for Alone<'_> {
     /// Its entries in the redo log end, before the gate opens.
     fn drop(&mut self) {
-        redo::end_transaction(self.inner).unwrap_or_else(|e| failed_half_way(&Blocked::Failed(e)));
+        redo::end_transaction(self.inner);
     }
 }
 
@@ -203,8 +207,8 @@ impl<'s> Inside<'s> {
                 let last = places.iter().map(|place| pinned.last_entry_of(place.hash)).max();
                 inside.depends_on = inside.depends_on.max(last.unwrap_or(0));
             }
-            let redo = inside.inner.redo.as_ref().filter(|_| decided.len() > 1);
-            let one = redo.is_some_and(redo::Redo::want_transaction);
+            let redo = inside.inner.redo.as_ref().filter(|_| !decided.is_empty());
+            let one = redo.is_some_and(|redo| redo.run_alone(decided.len() > 1));
             for (i, planned) in &decided {
                 let done = inside
                     .until_done(op, |inside, op| inside.apply_alone(op, &places[*i], planned));
@@ -213,8 +217,7 @@ impl<'s> Inside<'s> {
             if one {
                 inside.return_credit();
                 inside.pin = None;
-                redo::end_transaction(inside.inner)
-                    .unwrap_or_else(|e| failed_half_way(&Blocked::Failed(e)));
+                redo::end_transaction(inside.inner);
                 inside.depends_on = inside.inner.redo.as_ref().map_or(0, redo::Redo::tail);
             }
             // Not before: a split would take of the room that was found for the keys to come.
@@ -254,7 +257,8 @@ impl<'s> Inside<'s> {
     ) -> Result<(R, Vec<(usize, Planned<'v>)>), Blocked> {
         let pinned = self.view.pinned(&self.pin);
         let Plan { answer, lookups, same, mut changes, .. } = pinned.plan(op, places, f)?;
-        let effects = pinned.effects(places, &lookups, &changes, &same)?;
+        let admitted = self.alone_at_ms.is_some();
+        let effects = pinned.effects(places, &lookups, &changes, &same, admitted)?;
         let new = effects.iter().filter(|(i, _)| lookups[*i].at.is_none()).count();
         for place in places {
             // Each new key may need an overflow bucket of its own.
@@ -343,9 +347,7 @@ impl<'s> Inside<'s> {
                 let failed = |e| Blocked::Failed(OperationError::NotWritable(e));
                 shortage.verdict().map_err(failed)?;
             }
-            Blocked::Redo(words) => {
-                redo::wait_while_full(self.inner, words).map_err(Blocked::Failed)?;
-            }
+            Blocked::Redo(words) => redo::wait_while_full(self.inner, words),
             Blocked::Failed(_) => return Err(blocked),
         }
         Ok(())

@@ -103,16 +103,21 @@ impl Inside<'_> {
         let places = self.places(&tables, keys);
         match self.try_update_many(op, &places, &mut f) {
             Ok(r) => Ok(r),
-            Err(Blocked::Room(words)) if self.is_large(words) => {
-                self.update_many_alone(op, keys, &mut f)
-            }
-            Err(Blocked::Redo(words)) if words > self.redo_reservation_limit() => {
-                self.update_many_alone(op, keys, &mut f)
-            }
-            Err(Blocked::Busy) if op.tries() >= PATIENCE && !mutant!("writer_never_alone") => {
-                self.update_many_alone(op, keys, &mut f)
-            }
+            Err(blocked) if self.must_run_alone(op, &blocked) => match self.may_write(op) {
+                true => self.update_many_alone(op, keys, &mut f),
+                false => Err(Stop::Pending),
+            },
             Err(blocked) => self.wait(op, blocked),
+        }
+    }
+
+    /// Whether a command that is blocked by this runs alone.
+    fn must_run_alone(&self, op: &Operation, blocked: &Blocked) -> bool {
+        match blocked {
+            Blocked::Room(words) => self.is_large(*words),
+            Blocked::Redo(words) => *words > self.redo_reservation_limit(),
+            Blocked::Busy => op.tries() >= PATIENCE && !mutant!("writer_never_alone"),
+            Blocked::Fetch(_) | Blocked::Failed(_) => false,
         }
     }
 
@@ -144,7 +149,8 @@ impl Inside<'_> {
     ) -> Result<R, Blocked> {
         let pinned = self.view.pinned(&self.pin);
         let Plan { answer, mut latches, lookups, same, changes } = pinned.plan(op, places, f)?;
-        let effects = pinned.effects(places, &lookups, &changes, &same)?;
+        let admitted = self.alone_at_ms.is_some();
+        let effects = pinned.effects(places, &lookups, &changes, &same, admitted)?;
         if effects.is_empty() {
             let last = places.iter().map(|place| pinned.last_entry_of(place.hash)).max();
             self.depends_on = self.depends_on.max(last.unwrap_or(0));
@@ -232,7 +238,7 @@ impl<'p> Pinned<'p> {
     }
 
     /// What a plan means for what is there, by place: only what changes something, and only if it
-    /// may be written. A key that expired meanwhile is deleted. A key that stands more than once is
+    /// may be written ([`crate::log::health::Health::refusal_of`]). A key that expired meanwhile is deleted. A key that stands more than once is
     /// changed at its first place (`same`), where its plan lies: its other places must not expire
     /// what the first one has just written.
     pub fn effects<'a>(
@@ -241,6 +247,7 @@ impl<'p> Pinned<'p> {
         lookups: &[Lookup<'_>],
         changes: &'a [Option<Planned<'_>>],
         same: &[usize],
+        admitted: bool,
     ) -> Result<Vec<(usize, Effect<'a>)>, Blocked> {
         let mut effects = Vec::new();
         for i in (0..places.len()).filter(|i| same[*i] == *i) {
@@ -257,7 +264,7 @@ impl<'p> Pinned<'p> {
             };
             effects.extend(effect.map(|effect| (i, effect)));
         }
-        match self.inner.log.health.refusal() {
+        match self.inner.log.health.refusal_of(admitted) {
             Some(reason) if !effects.is_empty() => {
                 Err(Blocked::Failed(OperationError::NotWritable(reason)))
             }

@@ -351,7 +351,7 @@ impl Store {
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_database(&self, db: Database) -> Result<(), OperationError> {
         let _closed = self.inner().gate.close(&self.inner().log.epoch);
-        self.inner().flush_database(db)
+        self.inner().flush_database(db, false)
     }
 
     /// Empties all databases at one safepoint.
@@ -360,7 +360,7 @@ impl Store {
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn flush_all(&self) -> Result<(), OperationError> {
         let _closed = self.inner().gate.close(&self.inner().log.epoch);
-        self.inner().flush_all()
+        self.inner().flush_all(false)
     }
 
     /// Swaps two databases at a safepoint.
@@ -369,7 +369,7 @@ impl Store {
     /// [`OperationError::NotWritable`] when the log takes no writes.
     pub fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
         let _closed = self.inner().gate.close(&self.inner().log.epoch);
-        self.inner().swap_databases(a, b)
+        self.inner().swap_databases(a, b, false)
     }
 
     /// Begins the redo log and returns its one reader: from now on each write leaves an entry, and
@@ -389,6 +389,14 @@ impl Store {
     pub fn track_readers(&self, tracked: bool) {
         if let Some(redo) = &self.inner().redo {
             redo::track_readers(self.inner(), redo, tracked);
+        }
+    }
+
+    /// Makes writes wait, or lets them go on; reads never wait. For a reader of the redo log whose disk
+    /// does not keep up with what was promised. Whoever runs alone already is not kept waiting.
+    pub fn hold_redo(&self, held: bool) {
+        if let Some(redo) = &self.inner().redo {
+            redo.hold(held);
         }
     }
 
@@ -509,31 +517,41 @@ impl Inner {
     }
 
     /// Empties a database. At a safepoint only, as the next two.
-    fn flush_database(&self, db: Database) -> Result<(), OperationError> {
-        self.replace_slots(|tables, slot| slot == tables.map[usize::from(db.0)])
+    fn flush_database(&self, db: Database, admitted: bool) -> Result<(), OperationError> {
+        self.replace_slots(admitted, |tables, slot| slot == tables.map[usize::from(db.0)])
     }
 
-    fn flush_all(&self) -> Result<(), OperationError> {
-        self.replace_slots(|_, _| true)
+    fn flush_all(&self, admitted: bool) -> Result<(), OperationError> {
+        self.replace_slots(admitted, |_, _| true)
     }
 
-    fn swap_databases(&self, a: Database, b: Database) -> Result<(), OperationError> {
-        self.refuse_unwritable()?;
+    fn swap_databases(
+        &self,
+        a: Database,
+        b: Database,
+        admitted: bool,
+    ) -> Result<(), OperationError> {
+        self.refuse_unwritable(admitted)?;
         let (_, tables) = self.tables();
         let (slot, with) = (tables.slot(a).number, tables.slot(b).number);
-        redo::append_waiting(self, redo::Effect::Swap { with }, slot)?;
+        redo::append_waiting(self, redo::Effect::Swap { with }, slot);
         self.change_tables(|tables| tables.map.swap(usize::from(a.0), usize::from(b.0)));
         Ok(())
     }
 
-    fn refuse_unwritable(&self) -> Result<(), OperationError> {
-        self.log.health.refusal().map_or(Ok(()), |why| Err(OperationError::NotWritable(why)))
+    fn refuse_unwritable(&self, admitted: bool) -> Result<(), OperationError> {
+        let refusal = self.log.health.refusal_of(admitted);
+        refusal.map_or(Ok(()), |why| Err(OperationError::NotWritable(why)))
     }
 
     /// Puts new slots in the place of those that hold something. A new index is an address range
     /// without memory, so making it here costs a few system calls.
-    fn replace_slots(&self, flushed: impl Fn(&Tables, u8) -> bool) -> Result<(), OperationError> {
-        self.refuse_unwritable()?;
+    fn replace_slots(
+        &self,
+        admitted: bool,
+        flushed: impl Fn(&Tables, u8) -> bool,
+    ) -> Result<(), OperationError> {
+        self.refuse_unwritable(admitted)?;
         let (_, tables) = self.tables();
         let holds = |slot: &Slot| slot.counts().keys > 0 || slot.index.entries() > 0;
         let wanted = |slot: &Slot| holds(slot) && flushed(&tables, slot.number);
@@ -547,8 +565,8 @@ impl Inner {
         let slots: Vec<u8> = fresh.iter().map(|(place, _)| tables.slots[*place].number).collect();
         match slots[..] {
             [] => {}
-            [slot] => drop(redo::append_waiting(self, redo::Effect::Flush, slot)?),
-            [slot, ..] => drop(redo::append_waiting(self, redo::Effect::FlushAll, slot)?),
+            [slot] => drop(redo::append_waiting(self, redo::Effect::Flush, slot)),
+            [slot, ..] => drop(redo::append_waiting(self, redo::Effect::FlushAll, slot)),
         }
         let floor = self.log.tail.load();
         self.change_tables(|tables| {

@@ -10,6 +10,7 @@ use super::operation::{Operation, ReadyQueue, Stop, Token};
 use super::tables::{Database, Tables};
 use super::write::Blocked;
 use super::{Inner, Store};
+use crate::redo::Redo;
 use crate::sync::mutant;
 use ferrite_index::{Participant, Pin};
 use std::sync::Arc;
@@ -115,7 +116,7 @@ impl Session {
         take_tables(inner, generation, tables);
         let now_ms = inner.now_ms();
         if let Some(redo) = &inner.redo {
-            redo.want_transaction();
+            redo.run_alone(true);
         }
         Alone { inner, participant, ready, tables, generation, scratch, now_ms, _closed: closed }
     }
@@ -187,6 +188,18 @@ impl Inside<'_> {
         if let Some(redo) = &self.inner.redo {
             self.depends_on = self.depends_on.max(redo.last_of_all());
         }
+    }
+
+    /// Whether writes need not wait until what was written before is durable
+    /// ([`crate::Store::hold_redo`]). If they must, `op` is to be called again when its token is ready.
+    /// To be asked before a session goes alone, for all others wait for one that does.
+    pub fn may_write(&self, op: &mut Operation) -> bool {
+        let held = self.inner.redo.as_ref().is_some_and(Redo::is_held);
+        if !held || self.alone_at_ms.is_some() {
+            return true;
+        }
+        op.wait_for_redo(1, self.inner, self.ready);
+        false
     }
 
     /// Arranges that the operation is called again once what blocks it may have passed.

@@ -75,7 +75,7 @@ impl Inside<'_> {
                 Effect::Put { value: &scratch.out, expires_at_ms, encoding }
             }
         };
-        if let Some(reason) = pinned.inner.log.health.refusal() {
+        if let Some(reason) = pinned.inner.log.health.refusal_of(self.alone_at_ms.is_some()) {
             // An expired key that cannot be removed now is absent all the same.
             return if matches!(change, Change::Keep) {
                 Ok(r)

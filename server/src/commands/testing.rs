@@ -115,6 +115,9 @@ impl Bench {
         writes: bool,
     ) {
         let alone = writes.then(|| self.session.alone());
+        if let Some(alone) = &alone {
+            alone.refuse_unwritable(0).expect("the store is writable");
+        }
         let protocol = self.client.protocol;
         let mut call = OutsideCall {
             args,

@@ -25,7 +25,7 @@ impl Connection {
     pub(super) fn queued_bytes(&self) -> usize {
         self.client.transaction.as_ref().map_or(0, |transaction| transaction.bytes())
     }
-    /// EXEC. False if it waits for what its commands need of the device.
+    /// EXEC. False if it waits for what its commands need of the device, or for the disk.
     pub(super) fn run_transaction(
         &mut self,
         entry: &'static Entry,
@@ -47,7 +47,8 @@ impl Connection {
             Some(transaction) => transaction,
         };
         if let Some(session) = &mut session
-            && !self.fetch_ahead(&transaction, session, host)
+            && !(self.fetch_ahead(&transaction, session, host)
+                && (!transaction.writes() || self.may_write(session)))
         {
             host.counters().pending.add(1);
             self.client.transaction = Some(transaction);
@@ -115,7 +116,7 @@ impl Connection {
         at_hand || *rounds > ROUNDS_MAX
     }
     /// The current command, which has written nothing, has this error for its reply.
-    fn fail(&mut self, error: ErrorReply, entry: &'static Entry, host: &mut Host) {
+    pub(super) fn fail(&mut self, error: ErrorReply, entry: &'static Entry, host: &mut Host) {
         let begun = self.output.len();
         self.reply_to_output().error(&error);
         self.ran(&Ran::Failed(error), entry, begun, host);

@@ -308,14 +308,14 @@ impl Writing {
         match (late, self.held) {
             (true, None) => {
                 self.held = Some(Instant::now());
-                self.reader.hold(true);
+                self.store.hold_redo(true);
                 tracing::warn!(
                     "the disk takes more than a second to sync the append-only file: writes wait for it"
                 );
             }
             (false, Some(since)) => {
                 self.held = None;
-                self.reader.hold(false);
+                self.store.hold_redo(false);
                 let mut state = lock(&self.shared.state);
                 state.delayed += 1;
                 state.delayed_time += since.elapsed();
