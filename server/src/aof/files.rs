@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// A directory with parts.
-pub trait Files {
+pub trait Files: Clone {
     /// A part that is being written.
     type File: PartFile;
     /// Makes a file; one of that name must not be there.

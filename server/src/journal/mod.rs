@@ -3,16 +3,16 @@
 //!
 //! ```text
 //!   store ── redo ring ── thread.rs ── aof::PartWriter ── appendonly.000012.aof
-//!                            │  group commit, policy, cuts, failures
-//!                            └── durable position ── replies that wait (`always`), AOF SYNC
+//!     ^                      │  group commit, policy, cuts, failures
+//!     │                      └── durable position ── replies that wait (`always`), AOF SYNC
+//!     └─ holds writes ── watch.rs: how old is what is not durable (`everysec`)
 //! ```
 //!
 //! Promises, by policy:
 //!
 //! * `always`: no reply tells of a write, own or other, that is not on the disk.
-//! * `everysec`: what this thread took a second ago is on the disk. While the disk is slower than that,
-//!   writes wait ([`State::delayed`] counts it). While the thread itself waits for the disk, at a cut,
-//!   what is acknowledged stays in the ring meanwhile (docs/durability.md).
+//! * `everysec`: what was acknowledged a second ago is on the disk. While the disk is slower than that,
+//!   wherever it keeps whom waiting, writes wait ([`State::delayed`] counts it).
 //! * `no`: the system writes when it likes.
 //!
 //! After a write or a sync has failed, nothing is known of the end of that part: writes are refused,
@@ -22,29 +22,30 @@
 mod replay;
 mod rewrite;
 mod thread;
+mod watch;
 
 pub use replay::{Recovered, ReplayError, replay};
 pub use rewrite::Rewrites;
 
-use crate::aof::{Failure, Header, LocalFiles, PartWriter, Start};
+use crate::aof::{Failure, Files, Header, LocalFiles, PartWriter, Start};
 use crate::config::AofSync;
 use crate::context::{Context, unix_ms};
 use crate::latency::Latency;
-use ferrite_hybridlog::Store;
+use ferrite_hybridlog::{RedoReader, Store};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// The journal of one server.
 pub struct Journal {
     shared: Arc<Shared>,
     store: Store,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// One change of the policy at a time.
     policy_turn: Mutex<()>,
 }
@@ -54,6 +55,12 @@ struct Shared {
     policy: AtomicU8,
     /// Somebody waits for more than the policy gives.
     sync_wanted: AtomicBool,
+    /// The oldest of what is not on the disk is so old that a sync must begin.
+    sync_due: AtomicBool,
+    /// Writes wait for the disk.
+    held: AtomicBool,
+    /// Who sets these two.
+    watch: OnceLock<Thread>,
     stopping: AtomicBool,
     failing: AtomicBool,
     state: Mutex<State>,
@@ -65,7 +72,8 @@ struct Shared {
     syncs: Latency,
     /// For the checkpoint that heals a failure.
     context: Weak<Context>,
-    heal: Mutex<Heal>,
+    healing: Mutex<Healing>,
+    healed: Condvar,
     /// The rewrite that runs, if one does.
     rewrite: rewrite::Exchange,
     /// Where the parts are, and the name of the newest one.
@@ -82,6 +90,13 @@ struct Part {
     path: PathBuf,
     /// Its bytes; the newest part's grow.
     length: u64,
+}
+
+/// How a failure is being healed, and whether somebody does.
+#[derive(Debug, Default)]
+struct Healing {
+    heal: Heal,
+    runs: bool,
 }
 
 /// How a failure is being healed.
@@ -151,11 +166,11 @@ impl Journal {
         lock(&shared.state).durable = position;
         let shared = Arc::new(shared);
         store.track_readers(policy == AofSync::Always);
-        let thread = thread::start(reader, writer, Arc::clone(&shared), store.clone());
+        let threads = shared.start(store, reader, writer);
         Ok(Arc::new(Self {
             shared,
             store: store.clone(),
-            thread: Mutex::new(Some(thread)),
+            threads: Mutex::new(threads),
             policy_turn: Mutex::default(),
         }))
     }
@@ -175,6 +190,7 @@ impl Journal {
         }
         self.shared.policy.store(policy as u8, Ordering::SeqCst);
         self.store.wake_redo();
+        self.shared.wake_watch();
         if policy != AofSync::Always {
             // Replies that wait go, and what was written without a promise gets one. A failure is
             // told by who meets it.
@@ -245,11 +261,10 @@ impl Journal {
 
     /// Writes and syncs what is there and ends. No command runs any more.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        self.store.wake_redo();
+        self.shared.stop(&self.store);
         self.stop_rewrite();
-        if let Some(thread) = lock(&self.thread).take() {
-            // A panic of the thread has ended the process.
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            // A panic of a thread has ended the process.
             let _ = thread.join();
         }
     }
@@ -260,6 +275,9 @@ impl Shared {
         Self {
             policy: AtomicU8::new(policy as u8),
             sync_wanted: AtomicBool::new(false),
+            sync_due: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            watch: OnceLock::new(),
             stopping: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             state: Mutex::default(),
@@ -268,11 +286,44 @@ impl Shared {
             parts: Mutex::new(parts),
             syncs: Latency::default(),
             context,
-            heal: Mutex::default(),
+            healing: Mutex::default(),
+            healed: Condvar::new(),
             rewrite: rewrite::Exchange::default(),
             directory: PathBuf::new(),
             aof_file: String::new(),
             needed_from: 0,
+        }
+    }
+
+    /// Starts the threads.
+    fn start<F>(
+        self: &Arc<Self>,
+        store: &Store,
+        reader: RedoReader,
+        writer: PartWriter<F>,
+    ) -> Vec<JoinHandle<()>>
+    where
+        F: Files + Send + 'static,
+        F::File: From<File> + Send + Sync + 'static,
+    {
+        let thread = thread::start(reader, writer, Arc::clone(self), store.clone());
+        let (shared, watched) = (Arc::clone(self), store.clone());
+        let watch = thread::spawn("aof-watch", move || watch::watch(&shared, &watched));
+        self.watch.get_or_init(|| watch.thread().clone());
+        vec![watch, thread]
+    }
+
+    /// Tells the threads that it is time to end.
+    fn stop(&self, store: &Store) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.healed.notify_all();
+        self.wake_watch();
+        store.wake_redo();
+    }
+
+    fn wake_watch(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.unpark();
         }
     }
 

@@ -23,7 +23,7 @@
 
 use super::{Journal, Part, Shared, lock};
 use crate::aof::{
-    BaseWriter, Effect, End, Known, LocalFiles, PartReader, PartWriter, Start, SwitchError,
+    BaseWriter, Effect, End, Files, Known, LocalFiles, PartReader, PartWriter, Start, SwitchError,
     effect::Step, part,
 };
 use ferrite_hybridlog::{BlockingSession, Database, Store};
@@ -130,7 +130,7 @@ impl Default for Exchange {
 impl Exchange {
     /// All entries up to `position` have been taken, and none behind it: if a rewrite has asked for what comes from here on, it is told where that will be.
     #[inline]
-    pub fn at(&self, position: u64, writer: &mut PartWriter<LocalFiles>) {
+    pub fn at<F: Files>(&self, position: u64, writer: &mut PartWriter<F>) {
         // The question was asked at a safepoint: who wrote what comes behind it has seen it, and so has
         // whoever reads that.
         if position >= self.from.load(Ordering::Relaxed) {
@@ -139,7 +139,7 @@ impl Exchange {
     }
 
     #[cold]
-    fn begin(&self, writer: &mut PartWriter<LocalFiles>) {
+    fn begin<F: Files>(&self, writer: &mut PartWriter<F>) {
         let mut stage = lock(&self.stage);
         if self.from.swap(NONE, Ordering::Relaxed) == NONE {
             // It was given up in this moment.
@@ -148,7 +148,7 @@ impl Exchange {
         *stage = match writer.failure() {
             Some(failure) => Stage::Failed(failure.to_string()),
             None => {
-                let (part, offset) = (writer.header().number, writer.begin_section());
+                let (part, offset) = writer.begin_section();
                 self.kept_from.store(part, Ordering::SeqCst);
                 Stage::Begun(Begun { part, offset, number: writer.reserve_number() })
             }
@@ -192,12 +192,15 @@ impl Exchange {
 impl Draft {
     /// Copies what is left, and has the live part go on behind the base. All entries up to `position`
     /// were taken.
-    pub fn switch(
+    pub fn switch<F: Files>(
         self,
-        writer: &mut PartWriter<LocalFiles>,
+        writer: &mut PartWriter<F>,
         parts: &Mutex<BTreeMap<u64, Part>>,
         position: u64,
-    ) -> Result<(), SwitchError> {
+    ) -> Result<(), SwitchError>
+    where
+        F::File: From<File>,
+    {
         let Self { mut base, mut copier, .. } = self;
         writer.write()?;
         let live = (writer.header().number, writer.progress().written_offset);

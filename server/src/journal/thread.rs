@@ -2,11 +2,14 @@
 //!
 //! One round: take what is there, write it, sync if the policy wants it, rest. Under `always` the sync
 //! is part of the round, so everything that came during one is the next group. Otherwise a thread of
-//! its own waits for the disk, and entries go on being taken meanwhile.
+//! its own, the *disk thread*, waits for the disk: for syncs, and at a cut for the end of one part and
+//! the beginning of the next. Entries go on being taken meanwhile.
 
-use super::{Heal, Part, Shared, lock};
-use crate::aof::{Effect, Entry, LocalFiles, PartWriter, Start, SwitchError, WriteError};
+use super::{Heal, Healing, Part, Shared, lock};
+use crate::aof::writer::{Sync, Turn, Turned};
+use crate::aof::{Effect, Entry, Files, PartWriter, Start, SwitchError, WriteError};
 use crate::config::AofSync;
+use crate::context::unix_ms;
 use ferrite_hybridlog::{RedoEffect, RedoEntry, RedoReader, Store};
 use std::fs::File;
 use std::io;
@@ -18,111 +21,150 @@ use std::time::{Duration, Instant};
 
 /// Bytes that are written at once.
 const WRITE_AT: usize = 1 << 20;
+/// Bytes that are taken for a part that has not begun; what more there is waits in the ring.
+const AHEAD: usize = 4 << 20;
 /// Between two rounds, unless replies wait: entries come in groups then.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The age of the oldest entry at which a sync begins under `everysec`, so that it is complete in time.
-const SYNC_AT: Duration = Duration::from_millis(500);
-/// The age at which writes wait for it.
-const HOLD_AT: Duration = Duration::from_secs(1);
-/// How often a thread without work looks around.
-const IDLE: Duration = Duration::from_secs(10);
+/// How often a thread without work looks around, and after how long without any a mark says that all
+/// of the part is on disk.
+const IDLE: Duration = Duration::from_secs(2);
 /// The disk's room is looked at this often, and after so many bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOK_AFTER: u64 = 256 << 10;
 /// What is kept free, if the disk has eight times as much: the ring twice.
 const RESERVE: u64 = 8 << 20;
-/// Between two checkpoints that are to heal a failure.
+/// Before the first checkpoint that is to heal a failure; twice as long before each next one, up to
+/// [`HEAL_PAUSE_MAX`].
 const HEAL_PAUSE: Duration = Duration::from_secs(1);
+const HEAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-type Sync = crate::aof::writer::Sync<File>;
-/// A sync, how it ended, and how long it took.
-type Synced = (Sync, io::Result<()>, Duration);
-
-struct Writing {
-    reader: RedoReader,
-    writer: PartWriter<LocalFiles>,
-    shared: Arc<Shared>,
-    store: Store,
-    /// To the thread that waits for the disk, and back.
-    to_sync: Sender<Sync>,
-    synced: Receiver<Synced>,
-    /// A sync is under way.
-    syncing: bool,
-    /// When the oldest entry was taken that is not on the disk, and the oldest that the sync under way
-    /// does not cover.
-    oldest: Option<Instant>,
-    oldest_after: Option<Instant>,
-    /// Since when writes wait.
-    held: Option<Instant>,
-    /// The end of the last entry that was taken.
-    taken: u64,
-    /// Entries that were taken in this round.
-    entries: u64,
-    failed: bool,
-    /// The disk is nearly full: writes are refused.
-    short: bool,
-    /// When and at which length of the part the disk was looked at.
-    looked: (Instant, u64),
-    /// The checkpoint at whose cut a new part began after a failure; it is not complete yet.
-    reborn: Option<u64>,
+/// What the disk thread waits for.
+enum Job<F: Files> {
+    Sync(Sync<F::File>),
+    Turn(Turn<F>),
 }
 
-pub(super) fn start(
+/// How it ended, and how long it took.
+enum Done<F: Files> {
+    Sync(Sync<F::File>, io::Result<()>, Duration),
+    Turn(Turn<F>, Turned<F::File>),
+}
+
+/// To the disk thread, and back. Jobs are done in their order.
+type Disk<F> = (Sender<Job<F>>, Receiver<Done<F>>);
+
+/// How writing goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Condition {
+    Well,
+    /// The disk is nearly full: writes are refused, and what was taken before is written.
+    Short,
+    /// A write or a sync has failed: what comes is the checkpoint's that is to heal it.
+    Failed,
+    /// A new part has begun at the cut of this checkpoint, which is not complete yet.
+    Reborn(u64),
+}
+
+impl Condition {
+    /// Whether a failure has not been healed.
+    fn is_failing(self) -> bool {
+        matches!(self, Self::Failed | Self::Reborn(_))
+    }
+}
+
+struct Writing<F: Files> {
     reader: RedoReader,
-    writer: PartWriter<LocalFiles>,
+    writer: PartWriter<F>,
     shared: Arc<Shared>,
     store: Store,
-) -> JoinHandle<()> {
-    let (to_sync, to_be_synced) = mpsc::channel::<Sync>();
-    let (done, synced) = mpsc::channel();
+    disk: Disk<F>,
+    /// The disk thread has a sync, or a turn to the next part, to do.
+    syncing: bool,
+    turning: bool,
+    /// The checkpoint that waits for that turn.
+    cutting: Option<u64>,
+    condition: Condition,
+    /// The end of the last entry that was taken, and when that was.
+    taken: u64,
+    taken_at: Instant,
+    /// Entries that were taken in this round.
+    entries: u64,
+    /// When and at which length of the part the disk was looked at.
+    looked: (Instant, u64),
+}
+
+pub(super) fn start<F>(
+    reader: RedoReader,
+    writer: PartWriter<F>,
+    shared: Arc<Shared>,
+    store: Store,
+) -> JoinHandle<()>
+where
+    F: Files + Send + 'static,
+    F::File: From<File> + Send + std::marker::Sync + 'static,
+{
+    let (to_do, jobs) = mpsc::channel();
+    let (done, results) = mpsc::channel();
     let waker = store.clone();
-    spawn("aof-sync", move || {
-        for sync in to_be_synced {
-            let since = Instant::now();
-            let result = sync.wait();
-            if done.send((sync, result, since.elapsed())).is_err() {
+    spawn("aof-disk", move || {
+        for job in jobs {
+            if done.send(wait_for(job)).is_err() {
                 return;
             }
             waker.wake_redo();
         }
     });
-    let mut writing = Writing::new(reader, writer, shared, store, (to_sync, synced));
+    let mut writing = Writing::new(reader, writer, shared, store, (to_do, results));
     spawn("aof", move || {
         writing.reader.move_here();
         while writing.round() {}
     })
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
     thread.expect("the system has room for the server's few threads")
 }
 
-impl Writing {
+fn wait_for<F: Files>(job: Job<F>) -> Done<F> {
+    let since = Instant::now();
+    match job {
+        Job::Sync(sync) => {
+            let result = sync.wait();
+            Done::Sync(sync, result, since.elapsed())
+        }
+        Job::Turn(turn) => {
+            let turned = turn.wait();
+            Done::Turn(turn, turned)
+        }
+    }
+}
+
+impl<F: Files> Writing<F>
+where
+    F::File: From<File>,
+{
     fn new(
         reader: RedoReader,
-        writer: PartWriter<LocalFiles>,
+        writer: PartWriter<F>,
         shared: Arc<Shared>,
         store: Store,
-        (to_sync, synced): (Sender<Sync>, Receiver<Synced>),
+        disk: Disk<F>,
     ) -> Self {
         Self {
             reader,
             writer,
             shared,
             taken: store.redo_tail(),
+            taken_at: Instant::now(),
             store,
-            to_sync,
-            synced,
+            disk,
             syncing: false,
-            oldest: None,
-            oldest_after: None,
-            held: None,
+            turning: false,
+            cutting: None,
+            condition: Condition::Well,
             entries: 0,
-            failed: false,
-            short: false,
             looked: (Instant::now(), 0),
-            reborn: None,
         }
     }
 
@@ -137,19 +179,28 @@ impl Writing {
         }
         self.switch();
         self.look_at_disk();
-        self.hold();
         self.tell();
-        let done = stopping && self.reader.backlog().0 == 0 && !self.syncing;
+        let done = stopping && self.reader.backlog().0 == 0 && !self.waits_for_disk();
         if !more && !done {
             self.rest();
         }
         !done
     }
 
+    /// Whether the disk thread has something to do.
+    fn waits_for_disk(&self) -> bool {
+        self.syncing || self.turning
+    }
+
     /// Takes entries, up to a write's worth. Whether there are more.
     fn take(&mut self) -> bool {
-        let now = Instant::now();
         loop {
+            let buffered = self.writer.progress().buffered;
+            match self.turning {
+                true if buffered >= AHEAD => return false,
+                false if buffered >= WRITE_AT => return true,
+                _ => {}
+            }
             let Some(entry) = self.reader.next() else {
                 self.shared.rewrite.at(self.reader.position(), &mut self.writer);
                 return false;
@@ -161,58 +212,55 @@ impl Writing {
                 self.cut(checkpoint, time_ms);
                 continue;
             }
-            if self.failed && self.reborn.is_none() {
+            if self.condition == Condition::Failed {
                 // The checkpoint that heals the failure has it.
                 continue;
             }
             self.entries += 1;
-            let pushed = self.writer.push(&entry_of(&entry));
-            match self.syncing {
-                true => drop(self.oldest_after.get_or_insert(now)),
-                false => drop(self.oldest.get_or_insert(now)),
-            }
-            if let Err(e) = pushed {
+            if let Err(e) = self.writer.push(&entry_of(&entry)) {
                 self.fail(&e);
-            } else if self.writer.progress().buffered >= WRITE_AT {
-                return true;
             }
         }
     }
 
-    /// What follows belongs to this checkpoint.
+    /// What follows belongs to this checkpoint, which waits until a part for it has begun.
     fn cut(&mut self, checkpoint: u64, time_ms: u64) {
-        let began = if self.failed {
-            match self.writer.begin_anew(checkpoint, time_ms, self.taken) {
+        if self.condition.is_failing() {
+            self.condition = match self.writer.begin_anew(checkpoint, time_ms, self.taken) {
                 Ok(()) => {
-                    self.reborn = Some(checkpoint);
-                    Ok(())
+                    self.note_part();
+                    Condition::Reborn(checkpoint)
                 }
-                Err(failure) => Err(failure.to_string()),
+                Err(e) => {
+                    tracing::warn!("no new part of the append-only file can be begun: {e}");
+                    Condition::Failed
+                }
+            };
+            return self.reader.cut_done(checkpoint);
+        }
+        // One at a time: a checkpoint ends before the next one begins.
+        self.cutting = Some(checkpoint);
+        match self.writer.begin_turn(Start::Checkpoint(checkpoint), time_ms, self.taken) {
+            Ok(turn) => {
+                self.turning = true;
+                self.hand_over(Job::Turn(turn));
             }
-        } else {
-            let finished = self.finish_sync();
-            let start = Start::Checkpoint(checkpoint);
-            let begun = finished.and_then(|()| self.writer.next_part(start, time_ms, self.taken));
-            begun.map_err(|e| e.to_string())
-        };
-        self.reader.cut_done(checkpoint);
-        match began {
-            Ok(()) => self.note_part(),
-            Err(why) => {
-                self.reborn = None;
-                self.fail(&why);
-            }
+            Err(e) => self.fail(&e),
         }
     }
 
     /// Goes on behind the base that a rewrite has made, if one is ready.
     fn switch(&mut self) {
-        if !self.shared.rewrite.is_ready() || self.failed || self.writer.in_group() {
+        if !self.shared.rewrite.is_ready()
+            || self.condition.is_failing()
+            || self.turning
+            || self.writer.in_group()
+        {
             return;
         }
         let Some(draft) = self.shared.rewrite.take(self.reader.position()) else { return };
         let (shared, position) = (Arc::clone(&self.shared), self.reader.position());
-        let finished = self.finish_sync().map_err(SwitchError::Part);
+        let finished = self.wait_for_disk(false).map_err(SwitchError::Part);
         let switched =
             finished.and_then(|()| draft.switch(&mut self.writer, &shared.parts, position));
         match &switched {
@@ -227,105 +275,107 @@ impl Writing {
     fn note_part(&mut self) {
         let (header, path) = (self.writer.header(), self.writer.path().to_owned());
         let mut parts = lock(&self.shared.parts);
-        if let Some(before) = header.before
-            && let Some(part) = parts.get_mut(&before.number)
-        {
-            part.length = before.length;
+        if let Some(before) = header.before {
+            // What was begun in between was given up.
+            parts.retain(|number, _| *number <= before.number);
+            if let Some(part) = parts.get_mut(&before.number) {
+                part.length = before.length;
+            }
         }
-        let part = Part { start: header.start, path, length: 0 };
-        parts.insert(header.number, part);
-        drop(parts);
-        self.oldest = None;
-        self.oldest_after = None;
+        parts.insert(header.number, Part { start: header.start, path, length: 0 });
+    }
+
+    fn hand_over(&mut self, job: Job<F>) {
+        // The receiver lives as long as this does.
+        let _ = self.disk.0.send(job);
     }
 
     fn write_and_sync(&mut self, stopping: bool) -> Result<(), WriteError> {
-        if self.failed && self.reborn.is_none() {
+        while let Ok(done) = self.disk.1.try_recv() {
+            self.finish(done)?;
+        }
+        if self.condition == Condition::Failed {
             return Ok(());
         }
-        while let Ok(done) = self.synced.try_recv() {
-            self.end_sync(done)?;
-        }
-        self.writer.write()?;
-        let wanted = self.shared.sync_wanted.swap(false, Ordering::SeqCst);
         let policy = self.shared.policy();
-        if policy == AofSync::Always || wanted || stopping {
-            self.finish_sync()?;
-            let since = Instant::now();
-            if let Some(sync) = self.writer.begin_sync()? {
-                let result = sync.wait();
-                self.syncing = true;
-                self.end_sync((sync, result, since.elapsed()))?;
-            }
-        } else if policy == AofSync::Everysec
-            && !self.syncing
-            && self.oldest.is_some_and(|oldest| oldest.elapsed() >= SYNC_AT)
+        let at_once = policy == AofSync::Always || stopping;
+        if at_once {
+            self.wait_for_disk(stopping)?;
+        }
+        if self.waits_for_disk() {
+            return self.writer.write();
+        }
+        let due = self.shared.sync_due.swap(false, Ordering::SeqCst);
+        let wanted = self.shared.sync_wanted.swap(false, Ordering::SeqCst);
+        self.writer.write()?;
+        if at_once {
+            self.sync()?;
+        } else if (due || wanted)
+            && let Some(sync) = self.writer.begin_sync()?
         {
-            match self.writer.begin_sync()? {
-                Some(sync) => {
-                    self.syncing = true;
-                    // The receiver lives as long as this does.
-                    let _ = self.to_sync.send(sync);
-                }
-                None if self.writer.in_group() => {}
-                None => self.oldest = None,
+            self.syncing = true;
+            self.hand_over(Job::Sync(sync));
+        }
+        // What a mark says to be on disk is never taken for the end of what a crash left.
+        if stopping && self.reader.backlog().0 == 0 {
+            self.writer.mark(unix_ms())?;
+            self.sync()
+        } else if self.taken_at.elapsed() >= IDLE {
+            self.writer.mark(unix_ms())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits for what the disk thread does: for a sync, so that the next one is this thread's own, and,
+    /// at the end, for a part that is being begun.
+    fn wait_for_disk(&mut self, at_the_end: bool) -> Result<(), WriteError> {
+        while self.syncing || at_the_end && self.turning {
+            match self.disk.1.recv() {
+                Ok(done) => self.finish(done)?,
+                Err(_) => unreachable!("the disk thread ends after this one"),
             }
         }
-        if policy == AofSync::No {
-            self.oldest = None;
-        }
         Ok(())
     }
 
-    /// Waits for the sync that is under way.
-    fn finish_sync(&mut self) -> Result<(), WriteError> {
-        if self.syncing
-            && let Ok(done) = self.synced.recv()
-        {
-            self.end_sync(done)?;
-        }
-        Ok(())
-    }
-
-    fn end_sync(&mut self, (sync, result, time): Synced) -> Result<(), WriteError> {
-        self.syncing = false;
-        self.oldest = self.oldest_after.take();
-        self.writer.finish_sync(sync, result)?;
-        self.shared.syncs.record(time.as_nanos() as u64, 1);
-        let mut state = lock(&self.shared.state);
-        state.syncs += 1;
-        state.synced_at = Some(Instant::now());
-        Ok(())
-    }
-
-    /// Under `everysec` writes wait while the oldest entry has not come to the disk in time.
-    fn hold(&mut self) {
-        let late = self.shared.policy() == AofSync::Everysec
-            && !self.failed
-            // A transaction is written when it has ended, and its end must not wait for that.
-            && !self.writer.in_group()
-            && self.oldest.is_some_and(|oldest| oldest.elapsed() >= HOLD_AT);
-        match (late, self.held) {
-            (true, None) => {
-                self.held = Some(Instant::now());
-                self.store.hold_redo(true);
-                tracing::warn!(
-                    "the disk takes more than a second to sync the append-only file: writes wait for it"
-                );
+    /// Syncs on this thread.
+    fn sync(&mut self) -> Result<(), WriteError> {
+        match self.writer.begin_sync()? {
+            Some(sync) => {
+                let done = wait_for::<F>(Job::Sync(sync));
+                self.finish(done)
             }
-            (false, Some(since)) => {
-                self.held = None;
-                self.store.hold_redo(false);
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, done: Done<F>) -> Result<(), WriteError> {
+        match done {
+            Done::Sync(sync, result, time) => {
+                self.syncing = false;
+                self.writer.finish_sync(sync, result)?;
+                // The watch looks again.
+                self.shared.sync_due.store(false, Ordering::SeqCst);
+                self.shared.syncs.record(time.as_nanos() as u64, 1);
                 let mut state = lock(&self.shared.state);
-                state.delayed += 1;
-                state.delayed_time += since.elapsed();
-                drop(state);
-                tracing::info!(
-                    ms = since.elapsed().as_millis() as u64,
-                    "the append-only file is synced: writes go on"
-                );
+                state.syncs += 1;
+                state.synced_at = Some(Instant::now());
             }
-            _ => {}
+            Done::Turn(turn, turned) => {
+                self.turning = false;
+                self.writer.finish_turn(turn, turned)?;
+                self.note_part();
+                self.cut_done();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the checkpoint go on that waits for its part.
+    fn cut_done(&mut self) {
+        if let Some(checkpoint) = self.cutting.take() {
+            self.reader.cut_done(checkpoint);
         }
     }
 
@@ -334,7 +384,9 @@ impl Writing {
     fn look_at_disk(&mut self) {
         let offset = self.writer.progress().written_offset;
         let (at, then) = self.looked;
-        if self.failed || (at.elapsed() < LOOK_EVERY && offset.wrapping_sub(then) < LOOK_AFTER) {
+        if self.condition.is_failing()
+            || (at.elapsed() < LOOK_EVERY && offset.wrapping_sub(then) < LOOK_AFTER)
+        {
             return;
         }
         self.looked = (Instant::now(), offset);
@@ -342,12 +394,11 @@ impl Writing {
         // Without an answer the write itself tells.
         let Ok(disk) = rustix::fs::statvfs(folder) else { return };
         let (free, reserve) = room(&disk);
-        let short = free < reserve;
-        if short == self.short {
+        let now = if free < reserve { Condition::Short } else { Condition::Well };
+        if now == std::mem::replace(&mut self.condition, now) {
             return;
         }
-        self.short = short;
-        let why = short.then(|| {
+        let why = (now == Condition::Short).then(|| {
             format!(
                 "the disk of the append-only file has {free} bytes left, and {reserve} are kept: free some"
             )
@@ -361,6 +412,9 @@ impl Writing {
 
     /// Tells how far it has come.
     fn tell(&mut self) {
+        if self.entries > 0 {
+            self.taken_at = Instant::now();
+        }
         let progress = self.writer.progress();
         let mut state = lock(&self.shared.state);
         state.entries += std::mem::take(&mut self.entries);
@@ -373,69 +427,82 @@ impl Writing {
             false => progress.synced_position,
         };
         // Until its checkpoint is complete, a new part after a failure holds nothing.
-        if !self.failed && durable > state.durable {
+        if !self.condition.is_failing() && durable > state.durable {
             state.durable = durable;
             self.reader.durable(durable);
             if self.shared.waiting.load(Ordering::SeqCst) > 0 {
                 self.shared.advanced.notify_all();
+            }
+            drop(state);
+            if self.shared.held.load(Ordering::SeqCst) {
+                self.shared.wake_watch();
             }
         }
     }
 
     /// Sleeps until there is something to do.
     fn rest(&mut self) {
-        if self.short {
+        if self.condition.is_failing() || self.waits_for_disk() {
+            return std::thread::park_timeout(PAUSE);
+        }
+        if self.condition == Condition::Short {
             return std::thread::park_timeout(LOOK_EVERY);
         }
-        if self.shared.policy() == AofSync::Always && !self.failed {
-            return self.reader.sleep(IDLE);
-        }
-        if self.syncing || self.oldest.is_some() || self.failed {
-            // It is looked at soon in any case.
-            std::thread::park_timeout(PAUSE);
-        } else {
-            self.reader.sleep(IDLE);
+        self.reader.sleep(IDLE);
+        if self.shared.policy() != AofSync::Always {
             // The first of a group: the others come.
             std::thread::park_timeout(PAUSE);
         }
     }
 
     /// Refuses writes and has a checkpoint taken whose cut begins a new part.
-    fn fail(&mut self, why: &impl std::fmt::Display) {
-        let why = format!("the append-only file cannot be written: {why}");
-        self.reborn = None;
-        if std::mem::replace(&mut self.failed, true) {
-            return tracing::debug!("{why}");
+    fn fail(&mut self, error: &WriteError) {
+        let why = format!("the append-only file cannot be written: {error}");
+        let before = std::mem::replace(&mut self.condition, Condition::Failed);
+        if !before.is_failing() {
+            tracing::error!("{why}; writes are refused until a checkpoint begins a new part");
+            lock(&self.shared.state).failure = Some(why.clone());
+            self.shared.failing.store(true, Ordering::SeqCst);
+            self.reader.refuse(Some(why));
+            self.shared.advanced.notify_all();
         }
-        tracing::error!("{why}; writes are refused until a checkpoint begins a new part");
-        lock(&self.shared.state).failure = Some(why.clone());
-        self.shared.failing.store(true, Ordering::SeqCst);
-        self.reader.refuse(Some(why));
-        self.shared.advanced.notify_all();
         // What is under way belongs to the part that is given up.
-        if self.syncing && self.synced.recv().is_ok() {
-            self.syncing = false;
+        while self.waits_for_disk() {
+            match self.disk.1.recv() {
+                Ok(Done::Sync(..)) => self.syncing = false,
+                Ok(Done::Turn(..)) => self.turning = false,
+                Err(_) => unreachable!("the disk thread ends after this one"),
+            }
         }
-        (self.oldest, self.oldest_after) = (None, None);
-        *lock(&self.shared.heal) = Heal::Trying;
-        let (shared, store) = (Arc::clone(&self.shared), self.store.clone());
-        spawn("aof-heal", move || heal(&shared, &store));
+        // Writes are refused by now.
+        self.cut_done();
+        if let Some(sync) = self.writer.salvage() {
+            let result = sync.wait();
+            self.writer.finish_salvage(&sync, result);
+        }
+        if !before.is_failing() {
+            let mut healing = lock(&self.shared.healing);
+            healing.heal = Heal::Trying;
+            if !std::mem::replace(&mut healing.runs, true) {
+                let (shared, store) = (Arc::clone(&self.shared), self.store.clone());
+                spawn("aof-heal", move || heal(&shared, &store));
+            }
+        }
     }
 
     /// Takes note of how the checkpoint went that is to heal a failure.
     fn heal(&mut self) {
-        if !self.failed {
+        if !self.condition.is_failing() {
             return;
         }
-        let mut heal = lock(&self.shared.heal);
-        match *heal {
-            Heal::Complete(number) if self.reborn == Some(number) => {
-                *heal = Heal::No;
-                drop(heal);
-                self.failed = false;
-                // It is looked at again.
-                self.short = false;
-                self.reborn = None;
+        let mut healing = lock(&self.shared.healing);
+        match healing.heal {
+            Heal::Complete(number) if self.condition == Condition::Reborn(number) => {
+                healing.heal = Heal::No;
+                drop(healing);
+                self.writer.stands();
+                // Whether the disk has room is looked at again.
+                self.condition = Condition::Well;
                 lock(&self.shared.state).failure = None;
                 self.shared.failing.store(false, Ordering::SeqCst);
                 self.reader.refuse(None);
@@ -444,11 +511,12 @@ impl Writing {
                 );
             }
             Heal::Complete(_) | Heal::Incomplete => {
-                *heal = Heal::Trying;
-                self.reborn = None;
+                healing.heal = Heal::Trying;
+                self.condition = Condition::Failed;
             }
             Heal::No | Heal::Trying => {}
         }
+        self.shared.healed.notify_all();
     }
 }
 
@@ -458,27 +526,44 @@ pub(super) fn room(disk: &rustix::fs::StatVfs) -> (u64, u64) {
     (bytes(disk.f_bavail), RESERVE.min(bytes(disk.f_blocks) / 8))
 }
 
-/// Takes checkpoints until one has healed the failure.
+/// Takes checkpoints, ever more rarely, until one has healed the failure. There is one such thread.
 fn heal(shared: &Shared, store: &Store) {
+    let mut pause = HEAL_PAUSE;
+    let mut healing = lock(&shared.healing);
     loop {
-        std::thread::sleep(HEAL_PAUSE);
-        if shared.stopping.load(Ordering::SeqCst) || *lock(&shared.heal) == Heal::No {
+        let goes_on = |healing: &mut Healing| {
+            healing.heal != Heal::No && !shared.stopping.load(Ordering::SeqCst)
+        };
+        healing = match shared.healed.wait_timeout_while(healing, pause, goes_on) {
+            Ok((healing, _)) => healing,
+            Err(e) => e.into_inner().0,
+        };
+        if !goes_on(&mut healing) {
+            // Whoever fails next finds that nobody heals.
+            healing.runs = false;
             return;
         }
-        let Some(context) = shared.context.upgrade() else { return };
-        let Some(claim) = context.checkpoints.claim() else { continue };
-        let outcome = match claim.take(store, context.databases) {
-            Ok(report) => Heal::Complete(report.number),
-            Err(_) => Heal::Incomplete,
-        };
-        *lock(&shared.heal) = outcome;
+        drop(healing);
+        pause = (pause * 2).min(HEAL_PAUSE_MAX);
+        let claim = shared.context.upgrade().and_then(|context| {
+            let claim = context.checkpoints.claim()?;
+            Some(match claim.take(store, context.databases) {
+                Ok(report) => Heal::Complete(report.number),
+                Err(_) => Heal::Incomplete,
+            })
+        });
+        healing = lock(&shared.healing);
+        let Some(outcome) = claim else { continue };
+        healing.heal = outcome;
         store.wake_redo();
         // The journal's thread looks at it in its next round.
-        while !matches!(*lock(&shared.heal), Heal::No | Heal::Trying) {
-            if shared.stopping.load(Ordering::SeqCst) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        while matches!(healing.heal, Heal::Complete(_) | Heal::Incomplete)
+            && !shared.stopping.load(Ordering::SeqCst)
+        {
+            healing = match shared.healed.wait_timeout(healing, PAUSE) {
+                Ok((healing, _)) => healing,
+                Err(e) => e.into_inner().0,
+            };
         }
     }
 }
@@ -502,44 +587,4 @@ fn entry_of<'a>(entry: &RedoEntry<'a>) -> Entry<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::aof::Header;
-    use ferrite_hybridlog::{Change, Config, Database, Operation};
-    use std::collections::BTreeMap;
-    use std::sync::Weak;
-
-    /// The end of a transaction waits for room like any entry: held back because the transaction is
-    /// not on the disk, which it is not before its end, both would wait for ever.
-    #[test]
-    fn writes_are_not_held_for_a_transaction_that_has_not_ended() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut config = Config::new(directory.path());
-        config.redo_ring_size = 1 << 20;
-        let store = Store::open(config).expect("opened");
-        let reader = store.redo().expect("it has a redo log");
-        let header = Header { number: 1, start: Start::Empty, before: None, time_ms: 1 };
-        let writer = PartWriter::begin(LocalFiles, directory.path(), "a.aof", header, 0);
-        let shared = Arc::new(Shared::new(AofSync::Everysec, BTreeMap::new(), Weak::new()));
-        let (to_sync, _kept) = mpsc::channel();
-        let (_sender, synced) = mpsc::channel();
-        let writer = writer.expect("begun");
-        let mut writing = Writing::new(reader, writer, shared, store.clone(), (to_sync, synced));
-        let mut session = store.session(|| {});
-        let mut alone = session.alone();
-        let put = Change::Put { value: b"v", expires_at_ms: None, encoding: 0 };
-        let written =
-            alone.enter().update(&mut Operation::new(0), Database(0), b"k", |_, _| (put, ()));
-        assert_eq!(written, Ok(()));
-        writing.take();
-        assert!(writing.writer.in_group());
-        writing.oldest = Instant::now().checked_sub(HOLD_AT);
-        writing.write_and_sync(false).expect("there is room");
-        writing.hold();
-        assert!(writing.held.is_none());
-        drop(alone);
-        writing.take();
-        writing.hold();
-        assert!(writing.held.is_some(), "what has ended is late");
-    }
-}
+mod tests;

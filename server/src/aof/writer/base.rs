@@ -10,21 +10,21 @@
 //! first line; then it gets the part's name, and then the name `aof_file`. So a crash leaves the chain
 //! without the base, or with all of it.
 
-use super::{Blocks, PartWriter, WriteError, failure};
+use super::{Blocks, Disk, PartWriter, WriteError, failure};
 use crate::aof::effect::{Effect, Entry};
 use crate::aof::files::{Files, PartFile};
 use crate::aof::part::{self, Base, Before, Header, Start};
 use crate::aof::writer::Failure;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A base that is being written.
 #[derive(Debug)]
 pub struct BaseWriter<F: Files> {
     files: F,
     path: PathBuf,
-    file: Arc<F::File>,
+    /// Until it is a part's.
+    file: Option<F::File>,
     number: u64,
     /// Bytes that are kept for the first line.
     line: usize,
@@ -60,7 +60,7 @@ impl<F: Files> BaseWriter<F> {
         let path = directory.join(part::base_file_name(aof_file));
         // What a rewrite left that could not take it away.
         let _ = files.remove(&path);
-        let file = Arc::new(files.create(&path).map_err(|e| failure("create", &path, e))?);
+        let file = Some(files.create(&path).map_err(|e| failure("create", &path, e))?);
         let place = Base { number, length: 0 };
         let before = Some(Before { number: number.saturating_sub(1), length: 0 });
         let line = Header { number, start: Start::Base(place), before, time_ms }.render().len();
@@ -68,7 +68,7 @@ impl<F: Files> BaseWriter<F> {
         let mut new = Self { files, path, file, number, line, blocks, position, is_part: false };
         new.put(time_ms, 0, Effect::FlushAll);
         // The room for the first line; dropped, `new` takes the file away.
-        let room = new.file.write_at(&vec![0; line], 0);
+        let room = new.file().write_at(&vec![0; line], 0);
         room.map_err(|e| failure("write", &new.path, e))?;
         Ok(new)
     }
@@ -82,7 +82,7 @@ impl<F: Files> BaseWriter<F> {
     pub fn write(&mut self) -> Result<(), Failure> {
         self.blocks.close();
         if !self.blocks.closed().is_empty() {
-            let written = self.file.write_at(self.blocks.closed(), self.blocks.offset());
+            let written = self.file().write_at(self.blocks.closed(), self.blocks.offset());
             written.map_err(|e| failure("write", &self.path, e))?;
             self.blocks.written();
         }
@@ -91,11 +91,14 @@ impl<F: Files> BaseWriter<F> {
 
     /// Waits until all that is in the file is on disk.
     pub fn sync(&mut self) -> Result<(), Failure> {
-        self.file.sync().map_err(|e| failure("sync", &self.path, e))?;
+        self.file().sync().map_err(|e| failure("sync", &self.path, e))?;
         self.blocks.synced(self.blocks.offset());
         Ok(())
     }
 
+    fn file(&self) -> &F::File {
+        self.file.as_ref().expect("it leaves with the whole base")
+    }
     /// Bytes that are still in memory.
     pub fn buffered(&self) -> usize {
         self.blocks.buffered()
@@ -117,7 +120,7 @@ impl<F: Files> BaseWriter<F> {
             let other = io::Error::other("the part's number has become longer");
             return Err(failure("complete", &self.path, other));
         }
-        self.file.write_at(&line, 0).map_err(|e| failure("write", &self.path, e))?;
+        self.file().write_at(&line, 0).map_err(|e| failure("write", &self.path, e))?;
         self.sync()
     }
 }
@@ -139,10 +142,10 @@ impl<F: Files> PartWriter<F> {
         self.next_number - 1
     }
 
-    /// Makes what comes next readable by itself, as behind a base. Where it will lie in the part; no group
-    /// may be open.
-    pub fn begin_section(&mut self) -> u64 {
-        self.blocks.begin_section()
+    /// Makes what comes next readable by itself, as behind a base. The part where it will lie, which may
+    /// have to begin yet, and the place there; no group may be open.
+    pub fn begin_section(&mut self) -> (u64, u64) {
+        (self.turning.unwrap_or(self.header.number), self.blocks.begin_section())
     }
 
     /// Ends this part, all of it on disk, and goes on behind `base`, which makes the state at the end of
@@ -150,8 +153,15 @@ impl<F: Files> PartWriter<F> {
     /// `position`.
     ///
     /// Until the base has a part's name, this part goes on when something fails with the base.
-    pub fn switch_to(&mut self, mut base: BaseWriter<F>, position: u64) -> Result<(), SwitchError> {
-        assert!(!self.in_group(), "a switch lies between transactions");
+    pub fn switch_to<G: Files>(
+        &mut self,
+        mut base: BaseWriter<G>,
+        position: u64,
+    ) -> Result<(), SwitchError>
+    where
+        F::File: From<G::File>,
+    {
+        assert!(!self.in_group() && self.turning.is_none(), "a switch lies between transactions");
         self.write()?;
         self.sync()?;
         let before = Before { number: self.header.number, length: self.synced_offset };
@@ -169,13 +179,14 @@ impl<F: Files> PartWriter<F> {
         self.rename(&base.path, &path).map_err(|failed| {
             // What cannot be removed is not found from a checkpoint, and its number is not used again.
             let _ = self.files.remove(&path);
-            self.failed = Some(failed.clone());
-            WriteError::Failed(failed)
+            self.fail_with(failed)
         })?;
         base.is_part = true;
         let position = position.max(self.synced_position);
         self.blocks = Blocks::new(number, place.length, time_ms, position);
-        (self.header, self.path, self.file) = (header, path, Arc::clone(&base.file));
+        (self.header, self.path) = (header, path);
+        self.file = Disk::new(base.file.take().expect("it was there a moment ago").into());
+        self.written_offset = place.length;
         self.written_position = position;
         self.synced_offset = place.length;
         self.synced_position = position;
