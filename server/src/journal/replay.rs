@@ -10,8 +10,8 @@
 
 use super::Part;
 use crate::aof::{
-    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Torn, aside,
-    format_time,
+    self, Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Start,
+    Torn, aside, format_time,
 };
 use crate::context::unix_ms;
 use ferrite_hybridlog::{BlockingSession, Change, Database, OperationError, Store};
@@ -100,11 +100,14 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     files.set_moved_aside(aof_file, origin)?;
     // What is set aside keeps its number for itself: it may be put back.
     let number = files.parts.next_number();
-    let chain = match find(directory, aof_file)?.chain(origin) {
+    let parts = find(directory, aof_file)?;
+    let is_later = match origin {
+        Origin::Empty => true,
+        Origin::Checkpoint(checkpoint) => is_later(parts.parts(), checkpoint),
+    };
+    let chain = match parts.chain(origin) {
         Ok(chain) => chain,
-        Err(ChainError::NoStart { .. }) if origin != Origin::Empty => {
-            Chain { links: Vec::new(), gap: None }
-        }
+        Err(ChainError::NoStart { .. }) if !is_later => Chain { links: Vec::new(), gap: None },
         Err(source) => {
             return Err(ReplayError::Chain { directory: directory.to_owned(), source });
         }
@@ -154,6 +157,21 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
         entries: done.entries,
         bytes: done.bytes,
         duration,
+    })
+}
+
+/// Whether some part holds what came after the cut of a checkpoint from which no part goes on: what is
+/// missing stood between the two. Where there is none, the append-only file was off for a while, or was
+/// moved away, or could not be begun at that cut, and nothing was acknowledged since.
+fn is_later(parts: &BTreeMap<u64, aof::Part>, checkpoint: u64) -> bool {
+    parts.values().any(|part| match part.header.start {
+        Start::Checkpoint(number) => number > checkpoint,
+        // Without a block it was begun to heal a failure, and has not.
+        Start::Only(number) => {
+            number > checkpoint && part.length > part.header.render().len() as u64
+        }
+        Start::Part => part.header.before.is_none_or(|before| !parts.contains_key(&before.number)),
+        Start::Empty | Start::Base(_) => false,
     })
 }
 
