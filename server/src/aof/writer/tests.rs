@@ -404,3 +404,202 @@ fn parts_on_a_real_disk_are_replayed_and_linked() {
     let failure = taken.expect_err("it is there");
     assert_eq!((failure.action, failure.kind), ("create", io::ErrorKind::AlreadyExists));
 }
+
+fn put_in<F: Files>(base: &mut BaseWriter<F>, position: u64) {
+    let key = position.to_string();
+    let effect = Effect::Put { key: key.as_bytes(), value: b"v", expires_at_ms: None };
+    base.put(1_000 + position / 3, 0, effect);
+}
+
+/// A life with a rewrite: a base is begun behind entry 10, a checkpoint's part behind 13, and the switch
+/// comes behind 20. What was acknowledged is told as in [`life`].
+fn life_with_base(
+    disk: &Disk,
+    acknowledged: &mut dyn FnMut(u64, usize),
+) -> Result<(), (u64, WriteError)> {
+    let directory = Path::new("d");
+    let begun = PartWriter::begin(disk.clone(), directory, AOF, first_header(), 0);
+    let Ok(mut writer) = begun else { return Ok(()) };
+    let mut base = None;
+    for position in 1..=30 {
+        let done = (|| {
+            push(&mut writer, position)?;
+            base.iter_mut().for_each(|base| put_in(base, position));
+            if position % 4 == 0 {
+                writer.write()?;
+                writer.sync()?;
+            }
+            match position {
+                10 => {
+                    writer.begin_section();
+                    let number = writer.reserve_number();
+                    let new = BaseWriter::create(disk.clone(), directory, AOF, number, 1_003, 10);
+                    base = new.ok();
+                    base.iter_mut().for_each(|b| (1..=10).for_each(|p| put_in(b, p)));
+                    let written = base.as_mut().map(|b| b.write().and_then(|()| b.sync()));
+                    if let Some(Err(_)) = written {
+                        base = None;
+                    }
+                }
+                13 => writer.next_part(Start::Checkpoint(1), 0, 0)?,
+                20 => match base.take().map(|base| writer.switch_to(base, 20)) {
+                    Some(Err(SwitchError::Part(e))) => return Err(e),
+                    Some(Err(SwitchError::Base(_)) | Ok(())) | None => {}
+                },
+                _ => {}
+            }
+            Ok(())
+        })();
+        acknowledged(writer.progress().synced_position, disk.0.borrow().steps.len());
+        match done {
+            Err(e @ WriteError::Failed(_)) => {
+                drop(base.take());
+                begin_anew(disk, &mut writer, position);
+                return Err((position, e));
+            }
+            Err(WriteError::NotBegun(_)) | Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The positions of the entries that a start has behind the last `FLUSHALL`, and whether it met one.
+fn started(directory: &Path, origin: Origin) -> (Vec<u64>, bool, Option<Gap>) {
+    let chain = Parts::find(directory, AOF).expect("readable").chain(origin).expect("a chain");
+    let gap = chain.gap.clone();
+    let mut replay = super::super::replay::Replay::new(&chain, None).expect("readable");
+    let (mut positions, mut flushed) = (Vec::new(), false);
+    while let Some(entry) = replay.next_entry().expect("no crash is damage") {
+        match entry.effect {
+            Effect::Put { key, .. } => {
+                positions.push(std::str::from_utf8(key).expect("digits").parse().expect("digits"));
+            }
+            Effect::FlushAll => {
+                positions.clear();
+                flushed = true;
+            }
+            other => panic!("nobody wrote {other:?}"),
+        }
+    }
+    (positions, flushed, gap)
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_a_rewrite_leaves_the_chain_without_the_base_or_with_all_of_it() {
+    let disk = Disk::default();
+    let mut acknowledged = vec![(0, 0)];
+    let told = &mut |position, steps| acknowledged.push((position, steps));
+    life_with_base(&disk, told).expect("no failure");
+    let state = disk.0.borrow();
+    let (mut with, mut without) = (0, 0);
+    for (at, before) in state.history.iter().enumerate() {
+        let said = acknowledged.iter().rfind(|(_, steps)| *steps <= at).expect("the first").0;
+        for (unsynced, names_kept) in UNSYNCED.into_iter().flat_map(|u| [(u, true), (u, false)]) {
+            let directory = tempfile::tempdir().expect("a directory");
+            crash(before, unsynced, names_kept, directory.path());
+            let what = format!("step {at} ({:?}), {unsynced:?}, {names_kept}", state.steps[at]);
+            let (positions, flushed, gap) = started(directory.path(), Origin::Empty);
+            let count = positions.len() as u64;
+            assert!(positions.into_iter().eq(1..=count), "{what}");
+            assert!(count >= said && gap.is_none(), "{what}: {count} of {said}");
+            *(if flushed { &mut with } else { &mut without }) += 1;
+            if said > 13 {
+                // From the checkpoint it is the same, without what the base repeats.
+                let (positions, flushed, gap) = started(directory.path(), Origin::Checkpoint(1));
+                assert!(positions.into_iter().eq(14..=count), "{what}");
+                assert!(!flushed && gap.is_none(), "{what}");
+            }
+        }
+    }
+    assert!(with > 50 && without > 50, "{with} {without}");
+    let last = DiskStep::Rename(Path::new("d").join("appendonly.000004.aof"));
+    let at = state.steps.iter().position(|step| *step == last).expect("the switch");
+    let base = state.inodes.len() - 2;
+    assert_eq!(state.steps[at - 2..at], [DiskStep::Write(base), DiskStep::SyncFile(base)]);
+}
+
+#[test]
+fn a_step_of_a_rewrite_that_fails_leaves_the_live_part_as_it_was_or_ends_it() {
+    let steps = {
+        let disk = Disk::default();
+        life_with_base(&disk, &mut |_, _| {}).expect("no failure");
+        disk.0.borrow().steps.len()
+    };
+    let (mut ended, mut went_on) = (0, 0);
+    for at in 0..steps {
+        let disk = Disk::default();
+        disk.0.borrow_mut().fails = Some(at);
+        let mut said = 0;
+        let result = life_with_base(&disk, &mut |position, _| said = position);
+        let state = disk.0.borrow();
+        let step = &state.steps[at];
+        assert!(
+            !state.names.contains_key(&Path::new("d").join("appendonly.rewrite"))
+                || matches!(step, DiskStep::Remove(_)),
+            "{step:?}"
+        );
+        let last = (state.names.clone(), state.synced_names.clone(), state.inodes.clone());
+        for (unsynced, names_kept) in UNSYNCED.into_iter().flat_map(|u| [(u, true), (u, false)]) {
+            let directory = tempfile::tempdir().expect("a directory");
+            crash(&last, unsynced, names_kept, directory.path());
+            let what = format!("step {at} ({step:?}) fails, {unsynced:?}, {result:?}");
+            let (positions, _, gap) = started(directory.path(), Origin::Empty);
+            let count = positions.len() as u64;
+            assert!(positions.into_iter().eq(1..=count), "{what}");
+            assert!(count >= said, "{what}: {count} of {said}");
+            match &result {
+                Ok(()) => {
+                    assert_eq!(gap, None, "{what}");
+                    went_on += 1;
+                }
+                Err((cut, _)) => {
+                    let (positions, _, gap) = started(directory.path(), Origin::Checkpoint(9));
+                    assert_eq!((positions, gap), (vec![cut + 1, cut + 2], None), "{what}");
+                    ended += 1;
+                }
+            }
+        }
+    }
+    assert!(ended > 50 && went_on > 50, "{ended} {went_on}");
+}
+
+/// What was on disk is missing: that is damage, for both who begin with the base and who pass over it.
+#[test]
+fn a_base_that_has_become_shorter_is_damage() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path();
+    let mut writer = PartWriter::begin(LocalFiles, place, AOF, first_header(), 0).expect("begun");
+    push(&mut writer, 1).expect("taken");
+    writer.begin_section();
+    let number = writer.reserve_number();
+    let mut base =
+        BaseWriter::create(LocalFiles, place, AOF, number, 1_000, 1).expect("there is room");
+    put_in(&mut base, 1);
+    base.write().expect("written");
+    let length = base.length();
+    writer.switch_to(base, 1).expect("switched");
+    assert_eq!(
+        (writer.header().number, writer.header().base().map(|b| b.length)),
+        (2, Some(length))
+    );
+    assert_eq!(started(place, Origin::Empty), (vec![1], true, None));
+    let file = fs::File::options().write(true).open(writer.path()).expect("it is there");
+    for kept in [length - 1, length - 40, 200] {
+        file.set_len(kept).expect("cut");
+        let chain = Parts::find(place, AOF).expect("readable").chain(Origin::Empty);
+        let mut replay = super::super::replay::Replay::new(&chain.expect("a chain"), None);
+        let replay = replay.as_mut().expect("readable");
+        let damage = loop {
+            match replay.next_entry() {
+                Ok(Some(_)) => {}
+                other => break format!("{other:?}"),
+            }
+        };
+        assert!(damage.contains("Damaged"), "{kept}: {damage}");
+        let file = fs::File::open(writer.path()).expect("it is there");
+        let mut reader =
+            PartReader::open(file, writer.path(), Default::default()).expect("its first line");
+        let damage = format!("{:?}", reader.skip_base());
+        assert!(damage.contains("Damaged"), "{kept}: {damage}");
+    }
+}
