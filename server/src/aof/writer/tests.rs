@@ -451,13 +451,10 @@ fn life_with_base(
             Ok(())
         })();
         acknowledged(writer.progress().synced_position, disk.0.borrow().steps.len());
-        match done {
-            Err(e @ WriteError::Failed(_)) => {
-                drop(base.take());
-                begin_anew(disk, &mut writer, position);
-                return Err((position, e));
-            }
-            Err(WriteError::NotBegun(_)) | Ok(()) => {}
+        if let Err(e) = done {
+            drop(base.take());
+            begin_anew(disk, &mut writer, position);
+            return Err((position, e));
         }
     }
     Ok(())
