@@ -564,6 +564,10 @@ impl Copier {
         parts: &Mutex<BTreeMap<u64, Part>>,
         live: (u64, u64),
     ) -> Result<u64, String> {
+        if self.part > live.0 {
+            // It is being begun yet.
+            return Ok(0);
+        }
         let mut bytes = 0;
         loop {
             let (path, length, next) = {
