@@ -176,6 +176,7 @@ impl Redo {
     pub fn note(&self, hash: KeyHash, entry: &Entry<'_>) {
         if self.tracks_readers.load(Ordering::Relaxed)
             && let Some(stripes) = self.stripes.get()
+            && !mutant!("redo_note_forgotten")
         {
             // Release comes with the change itself, which is published after this.
             stripes[stripe(hash)].fetch_max(entry.reserved.end(), Ordering::Relaxed);
@@ -296,7 +297,9 @@ impl<'r> Group<'r> {
 
     /// Notes that the command changes this key.
     pub fn note(&self, hash: KeyHash) {
-        if let Some(rest) = &self.rest {
+        if let Some(rest) = &self.rest
+            && !mutant!("redo_group_note_forgotten")
+        {
             rest.redo.note(hash, rest);
         }
     }
@@ -539,7 +542,10 @@ pub(crate) fn append_waiting(inner: &Inner, effect: Effect<'_>, slot: u8) -> u64
 /// Waits until the reader has dealt with a checkpoint's mark, if there is a reader.
 pub(crate) fn wait_until_cut(inner: &Inner, mark: u64) {
     let Some(redo) = &inner.redo else { return };
-    while redo.is_active() && redo.cut.load(Ordering::Acquire) < mark {
+    while redo.is_active()
+        && redo.cut.load(Ordering::Acquire) < mark
+        && !mutant!("checkpoint_without_its_part")
+    {
         redo.ring_bell();
         std::thread::sleep(Duration::from_micros(200));
     }

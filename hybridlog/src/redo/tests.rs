@@ -282,6 +282,16 @@ fn who_reads_learns_what_must_be_durable_first() {
     assert_eq!(depends(&[b"early", b"late"], &store), late);
     s.delete(DB, b"late").expect("deletes");
     assert_eq!(depends(&[b"late"], &store), store.redo_tail(), "that it is gone could be lost");
+    let both: [(Database, &[u8]); 2] = [(DB, b"one"), (DB, b"other")];
+    let put = |inside: &mut crate::Inside<'_>, op: &mut Operation| {
+        inside.update_many(op, &both, |many| {
+            (0..2).for_each(|at| many.put_owned(at, vec![1], None, 0));
+        })
+    };
+    s.run(put).expect("writes");
+    for key in [b"one".as_slice(), b"other"] {
+        assert_eq!(depends(&[key], &store), store.redo_tail(), "both are of one command");
+    }
     store.flush_database(Database(2)).expect("nothing is there");
     s.upsert(Database(2), b"x", b"1").expect("writes");
     store.flush_all().expect("flushes");
@@ -494,4 +504,24 @@ fn half_a_transaction_waits_for_room_however_long() {
     }
     transaction.join().expect("it ends");
     assert_eq!(seen.groups, [20]);
+}
+
+/// What follows a checkpoint would be nowhere, were it complete before its part has begun.
+#[test]
+fn a_checkpoint_waits_until_the_reader_has_begun_its_part() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    let other = store.clone();
+    let checkpoint = std::thread::spawn(move || other.checkpoint().expect("complete").number);
+    let mark = loop {
+        if let Some(RedoEffect::Mark(mark)) = reader.next().map(|entry| entry.effect) {
+            break mark;
+        }
+    };
+    // However long: it needs some milliseconds otherwise.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!checkpoint.is_finished());
+    reader.cut_done(mark);
+    assert_eq!(checkpoint.join().expect("it goes on"), mark);
 }
