@@ -296,6 +296,11 @@ fn reach(source: &Source, bases: &[Base], newest: &Base) -> Result<Reach, Failur
         if longer.stop.is_none() && last(&longer) == last(&reach) {
             return Ok(longer);
         }
+        if longer.stop.is_none() && base.is_alone().is_none() && source.server.is_some() {
+            // The next part was begun between the two looks.
+            let why = format!("{} and the newest one end apart", base.describe());
+            return Err(Failure::Vanished(ToolError::Refused(why)));
+        }
     }
     Ok(reach)
 }

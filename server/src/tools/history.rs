@@ -27,6 +27,9 @@ pub(super) struct Names {
     pub stem: String,
 }
 
+/// How often the parts of a running server are looked at until they fit together.
+const LOOKS: u32 = 5;
+
 /// A data directory that is being read.
 pub(super) struct Source {
     pub directory: PathBuf,
@@ -100,10 +103,19 @@ impl Source {
             .map_err(|e| ToolError::Refused(e.to_string()))
     }
 
-    /// Its parts of the append-only file.
+    /// Its parts of the append-only file. While a server runs, a part may have been looked at before it was
+    /// complete, and the next one after that: then it is not short, but was read too early.
     pub fn parts(&self) -> Result<Parts, ToolError> {
-        Parts::find(&self.directory, &self.names.aof_file)
-            .map_err(|e| ToolError::Refused(e.to_string()))
+        for attempt in 1.. {
+            let parts = Parts::find(&self.directory, &self.names.aof_file)
+                .map_err(|e| ToolError::Refused(e.to_string()))?;
+            let is_short = |n: &u64| matches!(parts.gap_before(*n), Some(Gap::Shorter { .. }));
+            let is_early = self.server.is_some() && parts.parts().keys().any(is_short);
+            if !is_early || attempt == LOOKS {
+                return Ok(parts);
+            }
+        }
+        unreachable!("the last look returns")
     }
 
     /// All bases, the latest first; of those in the append-only file the newest, and the newest that serves
