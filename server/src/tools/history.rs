@@ -28,7 +28,7 @@ pub(super) struct Names {
 }
 
 /// How often the parts of a running server are looked at until they fit together.
-const LOOKS: u32 = 5;
+pub(super) const LOOKS: u32 = 5;
 
 /// A data directory that is being read.
 pub(super) struct Source {
