@@ -104,13 +104,13 @@ impl Source {
     }
 
     /// Its parts of the append-only file. While a server runs, a part may have been looked at before it was
-    /// complete, and the next one after that: then it is not short, but was read too early.
+    /// complete, or not yet been there, and the next one after that: what looks like a gap is none.
     pub fn parts(&self) -> Result<Parts, ToolError> {
         for attempt in 1.. {
             let parts = Parts::find(&self.directory, &self.names.aof_file)
                 .map_err(|e| ToolError::Refused(e.to_string()))?;
-            let is_short = |n: &u64| matches!(parts.gap_before(*n), Some(Gap::Shorter { .. }));
-            let is_early = self.server.is_some() && parts.parts().keys().any(is_short);
+            let has_gap = |n: &u64| parts.gap_before(*n).is_some();
+            let is_early = self.server.is_some() && parts.parts().keys().any(has_gap);
             if !is_early || attempt == LOOKS {
                 return Ok(parts);
             }
