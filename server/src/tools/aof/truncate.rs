@@ -94,11 +94,13 @@ fn find(part: &Part, to: To, known: Known) -> Result<Cut, ToolError> {
     let path = part.path.display();
     let mut reader = open(&part.path, known).map_err(read_failed)?;
     let mut cut = Cut { offset: reader.offset(), time_ms: reader.time_ms() };
+    // Some of a base is no state that ever was.
+    let first = reader.header().base().map_or(cut.offset, |base| base.length);
     match to {
-        To::Offset(offset) if offset < cut.offset || offset > part.length => {
+        To::Offset(offset) if offset < first || offset > part.length => {
             return Err(ToolError::Refused(format!(
-                "{path}: offset {offset} is outside its blocks, which lie from {} to {}",
-                cut.offset, part.length
+                "{path}: offset {offset} is outside its blocks, which lie from {first} to {}",
+                part.length
             )));
         }
         To::Time(time_ms) if time_ms < cut.time_ms => {
