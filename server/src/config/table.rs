@@ -225,7 +225,7 @@ pub const ROWS: &[Row] = &[
     Row::new("storage.hybridlog_migration_threshold", Kind::Fraction(0.1, 1.0), "0.8",
         "Part of disk_budget at which segments begin to move.").not_yet(),
     Row::new("storage.hybridlog_max_space_amplification", Kind::Fraction(0.0, 100.0), "1.5",
-        "Bytes of log per living byte at which compaction starts; 0 never does, nor while checkpoints are off.").live(),
+        "Log bytes per living byte at which it is compacted, while checkpoints are on; 0 never.").live(),
     Row::new("storage.eviction", Kind::Choice(EVICTION), "none",
         "What goes when disk_budget is reached: none (writes are refused), oldest (not yet).").live(),
 
