@@ -133,7 +133,7 @@ impl Action {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.stage(&source, out) {
+            match self.stage(&source, tries == TRIES, out) {
                 Ok(()) => return Ok(Outcome::Good),
                 Err(Failure::Vanished(_)) if tries < TRIES => {}
                 Err(Failure::Vanished(e) | Failure::Tool(e)) => return Err(e),
@@ -144,14 +144,14 @@ impl Action {
         }
     }
 
-    fn stage(&self, source: &Source, out: &mut dyn Write) -> Result<(), Failure> {
+    fn stage(&self, source: &Source, is_last: bool, out: &mut dyn Write) -> Result<(), Failure> {
         let checkpoints = source.checkpoints()?;
         let bases = source.bases(checkpoints.as_ref(), None)?;
         let Some(newest) = bases.first() else {
             let directory = source.directory.display();
             return Err(Failure::Damaged(format!("there is nothing to keep in {directory}")));
         };
-        let reach = reach(source, &bases, newest)?;
+        let reach = reach(source, &bases, newest, is_last)?;
         let files = files(checkpoints.as_ref());
         let mut staging = Staging::begin(&self.to)?;
         let bytes = files.values().map(|f| f.bytes).chain(reach.parts.iter().map(|p| p.length));
@@ -278,7 +278,7 @@ fn files(checkpoints: Option<&StoredCheckpoints>) -> BTreeMap<String, StoredFile
 }
 
 /// The parts: those from the oldest checkpoint on, if they lead to where the newest one's do.
-fn reach(source: &Source, bases: &[Base], newest: &Base) -> Result<Reach, Failure> {
+fn reach(source: &Source, bases: &[Base], newest: &Base, is_last: bool) -> Result<Reach, Failure> {
     let reach = newest.reach(u64::MAX);
     if let Some(stop) = &reach.stop {
         return Err(Failure::Damaged(stop.clone()));
@@ -296,8 +296,10 @@ fn reach(source: &Source, bases: &[Base], newest: &Base) -> Result<Reach, Failur
         if longer.stop.is_none() && last(&longer) == last(&reach) {
             return Ok(longer);
         }
-        if longer.stop.is_none() && base.is_alone().is_none() && source.server.is_some() {
-            // The next part was begun between the two looks.
+        let is_short = longer.stop.is_none() && base.is_alone().is_none();
+        if is_short && source.server.is_some() && !is_last {
+            // The next part was begun between the two looks. In the end what goes on from the newest
+            // checkpoint will do.
             let why = format!("{} and the newest one end apart", base.describe());
             return Err(Failure::Vanished(ToolError::Refused(why)));
         }
