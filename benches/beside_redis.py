@@ -23,7 +23,7 @@ from harness import Connection, Server, encode, expect, step  # noqa: E402
 KEYS = 1_000_000
 VALUE = 100
 TICKS = os.sysconf("SC_CLK_TCK")
-SETTINGS = {"server.workers": 1, "persistence.checkpoint_enabled": "false",
+SETTINGS = {"server.workers": 1, "persistence.aof_enabled": "false", "persistence.checkpoint_enabled": "false",
             "storage.hybridlog_mutable_size": "512MiB", "storage.hybridlog_readonly_size": "64MiB"}
 # Enough that a run takes a second of processor time or more; a tick is 10 ms.
 OPERATIONS = {1: 200_000, 16: 1_500_000, 64: 3_000_000}

@@ -358,7 +358,7 @@ fn config_set_takes_effect_and_rewrite_keeps_comments() {
     let mut client = server.client();
     assert_eq!(ask(&mut client, &["CONFIG", "GET", "timeout"]), ["timeout", "100"]);
     assert_eq!(ask(&mut client, &["CONFIG", "GET", "save"]), ["save", "300 1"]);
-    assert_eq!(ask(&mut client, &["CONFIG", "GET", "appendonly"]), ["appendonly", "no"]);
+    assert_eq!(ask(&mut client, &["CONFIG", "GET", "appendonly"]), ["appendonly", "yes"]);
     let pairs = ["CONFIG", "SET", "timeout", "200", "maxclients", "1", "logging.level", "debug"];
     assert_eq!(ask(&mut client, &pairs), ["OK"]);
     let mut second = server.client();
@@ -385,7 +385,7 @@ fn the_interval_takes_checkpoints_and_info_tells() {
     let server = Server::start(directory.path(), &interval);
     let mut client = server.client();
     assert_eq!(info(&mut client, "checkpoint_completed"), "0");
-    assert_eq!(info(&mut client, "aof_enabled"), "0");
+    assert_eq!(info(&mut client, "aof_enabled"), "1");
     assert_eq!(info(&mut client, "role"), "master");
     assert_eq!(ask(&mut client, &["SET", "a", "1"]), ["OK"]);
     let begin = Instant::now();

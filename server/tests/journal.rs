@@ -631,7 +631,7 @@ fn aof_sync_and_waitaof_tell_what_is_on_the_disk() {
 
 #[test]
 fn without_an_append_only_file_its_commands_say_so() {
-    let server = Server::ferrite(&[]);
+    let server = Server::ferrite(&["persistence.aof_enabled=false"]);
     let mut wire = server.connect();
     assert!(wire.line("AOF SYNC").starts_with("-ERR there is no append-only file"));
     let reply = "-ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.";
@@ -646,7 +646,8 @@ fn an_append_only_file_that_is_not_to_be_used_is_told_of() {
     let mut server = server();
     run(&mut server.connect(), "SET a 1");
     kill(&mut server);
-    let without = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+    let without =
+        Server::ferrite_in(Arc::clone(&server.directory), &["persistence.aof_enabled=false"]);
     assert!(without.log().contains("is not replayed, since persistence.aof_enabled is false"));
     assert_eq!(contents_of(&without), Contents::new());
 }

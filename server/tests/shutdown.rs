@@ -117,7 +117,7 @@ fn wait_for_failures(wire: &mut Wire, failures: u64) {
 /// checkpoint failed before the next came, so none was a second one.
 #[test]
 fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
-    let mut server = Server::ferrite(&[]);
+    let mut server = Server::ferrite(&["persistence.aof_enabled=false"]);
     let mut wire = server.connect();
     assert_eq!(wire.line("SET a 1"), "+OK");
     std::fs::remove_dir_all(server.directory.path().join("data")).expect("it is there");
@@ -139,7 +139,7 @@ fn a_server_that_cannot_save_goes_on_and_a_second_signal_ends_it() {
 
 #[test]
 fn once_a_checkpoint_has_succeeded_a_signal_is_a_first_one_again() {
-    let mut server = Server::ferrite(&[]);
+    let mut server = Server::ferrite(&["persistence.aof_enabled=false"]);
     let mut wire = server.connect();
     assert_eq!(wire.line("SET a 1"), "+OK");
     // With its image there, what cannot be done next is to sync the folder: it cannot be opened.
@@ -155,13 +155,13 @@ fn once_a_checkpoint_has_succeeded_a_signal_is_a_first_one_again() {
     assert_eq!(wire.line("SET a 4"), "+OK");
     server.signal("TERM");
     assert_eq!(server.wait(), Some(0));
-    let again = Server::ferrite_in(server.directory.clone(), &[]);
+    let again = Server::ferrite_in(server.directory.clone(), &["persistence.aof_enabled=false"]);
     assert_eq!(again.connect().bulk("GET a"), "4");
 }
 
 #[test]
 fn nosave_ends_a_server_that_cannot_save() {
-    let mut server = Server::ferrite(&[]);
+    let mut server = Server::ferrite(&["persistence.aof_enabled=false"]);
     let mut wire = server.connect();
     assert_eq!(wire.line("SET a 1"), "+OK");
     std::fs::remove_dir_all(server.directory.path().join("data")).expect("it is there");

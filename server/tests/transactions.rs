@@ -265,9 +265,10 @@ fn total(reply: &str) -> i64 {
 /// finds has all or nothing of each.
 #[test]
 fn a_checkpoint_has_all_of_a_transaction_or_nothing() {
+    let settings = [TINY, &["persistence.aof_enabled=false"]].concat();
     let mut directory = Arc::new(tempfile::tempdir().expect("a directory"));
     for round in 0..3 {
-        let server = Server::ferrite_in(directory.clone(), TINY);
+        let server = Server::ferrite_in(directory.clone(), &settings);
         let mut client = Replies::of(&server);
         if round == 0 {
             client.line("MSET {a} 1000 {b} 0");

@@ -229,7 +229,7 @@ pub const ROWS: &[Row] = &[
     Row::new("storage.eviction", Kind::Choice(EVICTION), "none",
         "What goes when disk_budget is reached: none (writes are refused), oldest (not yet).").live(),
 
-    Row::new("persistence.aof_enabled", Kind::Flag, "false",
+    Row::new("persistence.aof_enabled", Kind::Flag, "true",
         "Logs every write to the append-only file, which a start replays beyond the last checkpoint."),
     Row::new("persistence.aof_sync", Kind::Choice(AOF_SYNC), "everysec",
         "When the append-only file is synced: always (before the reply), everysec, no.").live(),
