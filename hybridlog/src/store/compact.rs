@@ -170,15 +170,14 @@ impl Round {
     fn note(&mut self, report: CompactionReport, inner: &Inner) {
         self.done.read_bytes += report.read_bytes;
         self.done.copied_bytes += report.copied_bytes;
-        let log = &inner.log;
-        let words = log.words_from(inner.compaction.compacted().max(log.boundaries.begin()));
         // What is in memory is not looked at.
-        let round = (words * 8).saturating_sub(log.geometry.ring_words() * 8);
+        let ring = inner.log.geometry.ring_words() * 8;
+        let round = (inner.log_words_from(inner.compaction.compacted()) * 8).saturating_sub(ring);
         if self.done.read_bytes == 0 || self.done.read_bytes < round {
             return;
         }
         let gained = self.done.read_bytes.saturating_sub(self.done.copied_bytes);
-        let now = words as f64 / inner.live_words().max(1) as f64;
+        let now = inner.amplification_from(inner.compaction.compacted());
         self.worth_it_from = if gained * 10 < self.done.read_bytes { now * 1.1 } else { 0.0 };
         self.done = CompactionReport::default();
     }
@@ -225,9 +224,9 @@ impl Compaction {
         Self { inner, session, credit: 0 }
     }
 
-    /// The background thread.
-    pub fn run(mut self) {
-        let inner = Arc::clone(&self.inner);
+    /// The background thread. It has a session only while it works: one that rests would keep a
+    /// database that was flushed in memory.
+    pub fn run(inner: &Arc<Inner>) {
         let control = &inner.compaction;
         let mut rest = PERIOD;
         let mut round = Round::default();
@@ -240,7 +239,10 @@ impl Compaction {
             let mut worked = Duration::ZERO;
             let mut since = Instant::now();
             let least = most.max(round.worth_it_from);
-            let outcome = self.pass(&mut |amplification| {
+            if inner.amplification_from(control.compacted()) <= least {
+                continue;
+            }
+            let outcome = Self::new(Arc::clone(inner)).pass(&mut |amplification| {
                 if amplification <= least || control.most() != Some(most) {
                     return false;
                 }
@@ -255,7 +257,7 @@ impl Compaction {
                 true
             });
             match outcome {
-                Ok(report) => round.note(report, &inner),
+                Ok(report) => round.note(report, inner),
                 Err(CompactError::Unreadable(why)) => {
                     tracing::error!(
                         "compaction cannot go on: {why}; it is tried again in a minute"
@@ -284,7 +286,7 @@ impl Compaction {
             if inner.compaction.is_stopped() {
                 return Err(CompactError::Stopped);
             }
-            if !goes_on(self.amplification(from)) {
+            if !goes_on(inner.amplification_from(from)) {
                 break;
             }
             let control = &inner.compaction;
@@ -308,12 +310,6 @@ impl Compaction {
         let at = control.compacted().max(log.boundaries.begin());
         let at = log.raw.first_written(at).unwrap_or(at.max(log.start));
         (at < limit).then(|| (at, log.raw.end_of_page(at)))
-    }
-
-    /// Log words from `from` on for each living one.
-    fn amplification(&self, from: u64) -> f64 {
-        let words = self.inner.log.words_from(from);
-        words as f64 / self.inner.live_words().max(1) as f64
     }
 
     /// Copies what lives in `[from, to)` of one page. Returns the words of the copies.
@@ -425,6 +421,18 @@ impl Compaction {
 impl Drop for Compaction {
     fn drop(&mut self) {
         self.inner.log.tail.give_back(self.credit);
+    }
+}
+
+impl Inner {
+    /// Words of the log from `from` on, which may be below its begin.
+    fn log_words_from(&self, from: u64) -> u64 {
+        self.log.words_from(from.max(self.log.boundaries.begin()))
+    }
+
+    /// The same for each word that a key's newest record takes.
+    fn amplification_from(&self, from: u64) -> f64 {
+        self.log_words_from(from) as f64 / self.live_words().max(1) as f64
     }
 }
 

@@ -282,8 +282,7 @@ impl Store {
         let cycle_of = Arc::clone(&inner);
         let expiry_thread = spawn("ferrite-expiry", move || ExpiryCycle::new(cycle_of).run());
         let compaction_of = Arc::clone(&inner);
-        let compaction_thread =
-            spawn("ferrite-compact", move || Compaction::new(compaction_of).run());
+        let compaction_thread = spawn("ferrite-compact", move || Compaction::run(&compaction_of));
         Self(Arc::new(Running {
             inner,
             compaction_thread: Mutex::new(Some(compaction_thread)),
