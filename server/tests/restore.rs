@@ -292,13 +292,15 @@ fn damage_in_the_append_only_file_refuses_and_names_what_can_be_had() {
     check(&folder, (50, 150), "up to the damage");
 }
 
+const CHECKPOINTS_ALONE: &[&str] = &["persistence.aof_enabled=false"];
+
 /// Links at the top of a data directory lead to `checkpoints/` alone: whatever was done with that, they
 /// bring nothing back, and are right again after the next change.
 #[test]
 fn links_never_bring_back_what_was_moved_aside() {
     let outside = tempfile::tempdir().expect("a directory");
     for inside in [true, false] {
-        let mut server = Server::ferrite(&[]);
+        let mut server = Server::ferrite(CHECKPOINTS_ALONE);
         assert_eq!(server.connect().line("SET a 1"), "+OK");
         assert_eq!(server.connect().line("SAVE"), "+OK");
         kill(&mut server);
@@ -307,7 +309,7 @@ fn links_never_bring_back_what_was_moved_aside() {
         let away = away.join("checkpoints.bad");
         assert!(data(&server).join("ferrite.ckpt").is_symlink());
         fs::rename(&there, &away).expect("moved");
-        let mut server = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+        let mut server = Server::ferrite_in(Arc::clone(&server.directory), CHECKPOINTS_ALONE);
         let mut wire = server.connect();
         assert_eq!(wire.line("DBSIZE"), ":0", "{}", server.log());
         assert_eq!(wire.line("SET b 2"), "+OK");
@@ -320,7 +322,7 @@ fn links_never_bring_back_what_was_moved_aside() {
         // What was moved away is as it was, and is the store again when it is put back.
         fs::remove_dir_all(&there).expect("removed");
         fs::rename(&away, &there).expect("moved back");
-        let mut server = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+        let mut server = Server::ferrite_in(Arc::clone(&server.directory), CHECKPOINTS_ALONE);
         let mut wire = server.connect();
         assert_eq!((wire.line("DBSIZE"), wire.bulk("GET a")), (":1".into(), "1".into()));
         kill(&mut server);
@@ -330,7 +332,7 @@ fn links_never_bring_back_what_was_moved_aside() {
 /// A copy that is put beside checkpoints that were moved aside is neither mixed with them nor left out.
 #[test]
 fn a_copy_beside_checkpoints_moved_aside_is_refused_with_what_to_do() {
-    let mut server = Server::ferrite(&[]);
+    let mut server = Server::ferrite(CHECKPOINTS_ALONE);
     assert_eq!(server.connect().line("SET a 1"), "+OK");
     assert_eq!(server.connect().line("SAVE"), "+OK");
     kill(&mut server);
@@ -343,7 +345,7 @@ fn a_copy_beside_checkpoints_moved_aside_is_refused_with_what_to_do() {
         fs::remove_file(&to).unwrap_or_default();
         fs::copy(&from, &to).expect("copied");
     }
-    let mut refused = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+    let mut refused = Server::ferrite_in(Arc::clone(&server.directory), CHECKPOINTS_ALONE);
     assert_eq!(refused.wait(), Some(1), "{}", refused.log());
     refused.wait_for_log("put the copy into a directory without checkpoints");
     // Which is what the message says.
@@ -351,7 +353,7 @@ fn a_copy_beside_checkpoints_moved_aside_is_refused_with_what_to_do() {
     let (status, out, errors) = restore(&data, &to, &[]);
     assert_eq!((status, out.as_str()), (Some(1), ""), "{errors}");
     fs::rename(&away, folder.path().join("aside")).expect("moved");
-    let copied = Server::ferrite_in(Arc::clone(&server.directory), &[]);
+    let copied = Server::ferrite_in(Arc::clone(&server.directory), CHECKPOINTS_ALONE);
     assert_eq!(copied.connect().bulk("GET a"), "1");
 }
 

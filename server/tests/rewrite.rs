@@ -434,7 +434,7 @@ fn a_rewrite_that_fails_is_told_and_harms_nothing() {
 
 #[test]
 fn one_at_a_time_and_none_without_an_append_only_file() {
-    let server = Server::ferrite(&[]);
+    let server = Server::ferrite(&["persistence.aof_enabled=false"]);
     let answer = server.connect().line("BGREWRITEAOF");
     assert!(answer.starts_with("-ERR there is no append-only file"), "{answer}");
 

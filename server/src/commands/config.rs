@@ -159,7 +159,7 @@ mod tests {
     fn get_knows_patterns_and_both_names() {
         let mut bench = Bench::new();
         assert_eq!(bench.text("config get save"), "*2\r\n$4\r\nsave\r\n$5\r\n300 1\r\n");
-        assert_eq!(bench.text("CONFIG GET AppendOnly"), "*2\r\n$10\r\nAppendOnly\r\n$2\r\nno\r\n");
+        assert_eq!(bench.text("CONFIG GET AppendOnly"), "*2\r\n$10\r\nAppendOnly\r\n$3\r\nyes\r\n");
         assert_eq!(bench.text("config get nosuch"), "*0\r\n");
         let several = bench.text("config get server.time* TIMEOUT timeou?");
         assert_eq!(

@@ -232,7 +232,7 @@ mod tests {
         let values = Values::defaults();
         for (name, printed) in [
             ("save", "300 1"),
-            ("appendonly", "no"),
+            ("appendonly", "yes"),
             ("appendfsync", "everysec"),
             ("maxmemory-policy", "noeviction"),
             ("loglevel", "notice"),
