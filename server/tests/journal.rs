@@ -211,7 +211,9 @@ fn a_kill_under_load_keeps_what_was_acknowledged() {
             .collect();
         let mut wire = server.connect();
         if round % 2 == 1 {
-            assert!(wire.line("BGSAVE").starts_with('+'));
+            // One that the file's growth asked for may be under way.
+            let answer = wire.line("BGSAVE");
+            assert!(answer.starts_with('+') || answer.contains("in progress"), "{answer}");
         }
         while persistence(&mut wire)["aof_syncs"].parse::<u64>().expect("a number") < 20 {
             thread::sleep(Duration::from_millis(5));
