@@ -302,7 +302,7 @@ fn counters_are_exact_while_everything_is_compacted_over_and_over() {
                 })
             })
             .collect();
-        threads.spawn(|| {
+        let reader = threads.spawn(|| {
             let mut s = store.blocking_session();
             let mut last = vec![0; KEYS as usize];
             while !done.load(Ordering::Relaxed) {
@@ -318,20 +318,21 @@ fn counters_are_exact_while_everything_is_compacted_over_and_over() {
                 }
             }
         });
-        threads.spawn(|| {
+        let compacts = threads.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let report = store.compact().expect("compacts");
                 copied.fetch_add(report.copied_bytes, Ordering::Relaxed);
             }
         });
-        threads.spawn(|| {
+        let saves = threads.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 store.checkpoint().expect("checkpoints");
             }
         });
-        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        let mut ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         done.store(true, Ordering::Relaxed);
-        ended.into_iter().for_each(|ended| ended.expect("the worker found nothing wrong"));
+        ended.extend([reader, compacts, saves].map(|other| other.join()));
+        ended.into_iter().for_each(|ended| ended.expect("the thread found nothing wrong"));
     });
     assert!(copied.load(Ordering::Relaxed) > 0, "something was compacted");
     let mut s = store.blocking_session();
