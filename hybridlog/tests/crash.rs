@@ -1,10 +1,10 @@
 //! What a store finds after a power cut, a failing disk, a full disk and flipped bits.
 //!
 //! A scripted life runs on the simulated device, which is cut at each of its I/Os in turn, and once
-//! more at each I/O of the recovery. What is found afterwards is exactly the state of the last
-//! checkpoint that was reported, or of the one being taken when the power went. The same life meets
-//! one error at each I/O in turn, and each file is damaged at many places: the start is refused by
-//! name, a read fails, or the data is right.
+//! more at every fourth I/O of the recovery, after each first cut at others. What is found afterwards is
+//! exactly the state of the last checkpoint that was reported, or of the one being taken when the power
+//! went. The same life meets one error at each I/O in turn, and each file is damaged at many places: the
+//! start is refused by name, a read fails, or the data is right.
 
 mod support;
 
