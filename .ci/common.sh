@@ -11,8 +11,15 @@ target=${CARGO_TARGET_DIR:-$root/target}
 case $target in /*) ;; *) target=$root/$target ;; esac
 export CARGO_TARGET_DIR=$target
 export CARGO_TERM_COLOR=never
+# On a machine that throws its tree away afterwards nothing is built twice, and disks are small.
+[ "${CI:-}" != true ] || export CARGO_INCREMENTAL=0
 work=$target/ci
 mkdir -p "$work/logs"
+
+# Removes a target directory that no other check uses, when CI throws it away anyway.
+use_once() {
+    [ "${CI:-}" != true ] || trap "rm -rf '$1'" EXIT
+}
 
 skip() {
     echo "skipped: $*"

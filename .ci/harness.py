@@ -81,8 +81,10 @@ def main(body, options):
         body(options)
     except Failed as failure:
         print(f"FAILED: {failure}")
-        for server in Server.all:
-            print(f"--- the end of what {server.name} printed:\n{server.output()[-3000:]}")
+        for server in Server.all[-3:]:
+            print(f"--- the end of what {server.name} printed:\n{server.output()[-4000:]}")
+        # Once more: of a long log the end is shown.
+        print(f"FAILED: {failure}")
         sys.exit(1)
     print(f"{name}: all held, {time.monotonic() - start:.1f} s")
 
