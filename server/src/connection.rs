@@ -212,14 +212,14 @@ impl Connection {
     /// Lets those replies go that wait for nothing any more. True while some do wait: the worker calls
     /// this again when the journal has come further.
     pub fn open_gate(&mut self, host: &Host) -> bool {
-        let durable = match host.context.journal.get() {
+        let durable = match host.context.journal() {
             Some(_) => host.context.store.redo_durable(),
             None => 0,
         };
         if self.gate.advance(self.output.len(), durable) {
             return false;
         }
-        if let Some(journal) = host.context.journal.get()
+        if let Some(journal) = host.context.journal()
             && journal.is_failing()
         {
             self.give_up_held(&journal.state().failure.unwrap_or_default());

@@ -54,8 +54,6 @@ pub struct Context {
     pub bell: tokio::sync::Notify,
     /// How the server comes to its end.
     pub lifecycle: Lifecycle,
-    /// Takes writes to the append-only file, when there is one.
-    pub journal: OnceLock<Arc<Journal>>,
 }
 
 impl Context {
@@ -82,7 +80,6 @@ impl Context {
             pause: Pause::default(),
             bell: tokio::sync::Notify::new(),
             lifecycle: Lifecycle::default(),
-            journal: OnceLock::new(),
             rates: Rates::default(),
             baseline: Baseline::default(),
         }
@@ -100,9 +97,8 @@ impl Context {
     }
     /// The store is open and recovered, and `journal` follows it: from now on all commands run.
     pub fn open(&self, store: Store, journal: Option<Arc<Journal>>) {
-        if let Some(journal) = journal {
-            self.checkpoints.follow(Arc::clone(&journal));
-            self.journal.set(journal).ok().expect("a server opens one journal");
+        if let Some(journal) = &journal {
+            self.checkpoints.follow(Arc::clone(journal));
         }
         self.checkpoints.open(&store, self.databases);
         // A pause that begins now finds the store open, or is found here.
@@ -110,7 +106,12 @@ impl Context {
         if let Some(until_ms) = self.pause.until_ms() {
             store.hold_expiry(until_ms);
         }
-        self.store.0.set(store).ok().expect("a server opens one store");
+        self.store.0.set(Opened { store, journal }).ok().expect("a server opens one store");
+    }
+    /// Takes writes to the append-only file, when there is one and the store is open.
+    #[inline]
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.store.0.get()?.journal.as_ref()
     }
     /// Whether the store is not yet open.
     #[inline]
@@ -134,13 +135,20 @@ impl Context {
 /// without the flag LOADING, checkpoints, the end) takes it for granted; the others ask
 /// [`LateStore::get`].
 #[derive(Default)]
-pub struct LateStore(OnceLock<Store>);
+pub struct LateStore(OnceLock<Opened>);
+
+/// The two come in one step: whoever finds the journal finds the store, and no write goes by the
+/// journal.
+struct Opened {
+    store: Store,
+    journal: Option<Arc<Journal>>,
+}
 
 impl LateStore {
     /// The store, if it is open.
     #[inline]
     pub fn get(&self) -> Option<&Store> {
-        self.0.get()
+        self.0.get().map(|opened| &opened.store)
     }
 }
 
@@ -155,7 +163,7 @@ impl Context {
     /// Whether replies wait until what they tell of is on the disk.
     #[inline]
     pub fn replies_wait(&self) -> bool {
-        self.journal.get().is_some_and(|journal| journal.policy() == AofSync::Always)
+        self.journal().is_some_and(|journal| journal.policy() == AofSync::Always)
     }
 }
 

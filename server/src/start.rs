@@ -158,11 +158,11 @@ pub fn follow_policy(
         let policy = new.persistence.aof_sync;
         if policy != old.persistence.aof_sync
             && let Some(context) = context.upgrade()
-            && context.journal.get().is_some()
+            && context.journal().is_some()
         {
             // On a thread of its own: whoever asks may run alone, or be waited for by who is inside.
             let change = move || {
-                if let Some(journal) = context.journal.get() {
+                if let Some(journal) = context.journal() {
                     journal.set_policy(context.config.config().persistence.aof_sync);
                 }
             };

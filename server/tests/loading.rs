@@ -112,6 +112,33 @@ fn health(address: SocketAddr) -> String {
     answer
 }
 
+/// Whatever clients ask in the moment in which the store is opened.
+#[test]
+fn nothing_falls_between_loading_and_ready() {
+    let directory = Arc::new(tempfile::tempdir().expect("a directory"));
+    for _ in 0..8 {
+        let address = free_port();
+        let mut server = start(&directory, address, &[]);
+        let clients: Vec<_> = (0..4)
+            .map(|n| {
+                std::thread::spawn(move || {
+                    let mut wire = Wire::new(connect(address));
+                    while wire.line("SET a b") != "+OK" {
+                        match n % 2 {
+                            0 => drop(wire.line("PING")),
+                            _ => assert!(wire.bulk("INFO persistence").contains("loading:")),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().expect("the server answers");
+        }
+        assert_eq!(server.0.try_wait().expect("a child"), None, "it runs");
+    }
+}
+
 /// SIGTERM while it recovers, or just before or after that: it ends well, and the data is there.
 #[test]
 fn an_end_while_it_recovers_does_no_harm() {

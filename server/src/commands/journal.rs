@@ -73,7 +73,7 @@ const NO_JOURNAL: ErrorReply =
     ErrorReply::new("ERR there is no append-only file: start with persistence.aof_enabled = true");
 
 fn journal(context: &Context) -> Result<&Journal, ErrorReply> {
-    context.journal.get().map(|journal| &**journal).ok_or(NO_JOURNAL)
+    context.journal().map(|journal| &**journal).ok_or(NO_JOURNAL)
 }
 
 /// Where there is no append-only file, Redis writes one that it never reads again; here it is refused.
@@ -128,7 +128,7 @@ fn wait_aof(call: &mut OutsideCall<'_>) -> Outcome {
     }
     let timeout_ms = args::integer(call.args.at(3))?;
     let timeout_ms = u64::try_from(timeout_ms).map_err(|_| NEGATIVE)?;
-    if local == 1 && call.context.journal.get().is_none() {
+    if local == 1 && call.context.journal().is_none() {
         return Err(NOT_LOCAL.into());
     }
     let in_transaction = call.alone.is_some();
@@ -136,7 +136,7 @@ fn wait_aof(call: &mut OutsideCall<'_>) -> Outcome {
         let at_most = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
         // In a transaction nobody can wait, as in Redis.
         let at_most = if in_transaction { Some(Duration::ZERO) } else { at_most };
-        let durable = context.journal.get().is_some_and(|journal| match local {
+        let durable = context.journal().is_some_and(|journal| match local {
             0 => journal.state().durable >= context.store.redo_tail(),
             _ => journal.sync(at_most).is_ok(),
         });
