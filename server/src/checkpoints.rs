@@ -8,9 +8,18 @@
 use crate::context::unix_ms;
 use crate::journal::Journal;
 use ferrite_hybridlog::{CheckpointError, CheckpointReport, Database, Stats, Store};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Whether less than a twentieth of the file system is free, and less than 1 GiB.
+fn is_nearly_full(directory: &Path) -> bool {
+    rustix::fs::statvfs(directory).is_ok_and(|disk| {
+        let few = disk.f_bavail < disk.f_blocks / 20;
+        few && disk.f_bavail.saturating_mul(disk.f_frsize) < 1 << 30
+    })
+}
 
 /// The checkpoints of one server.
 pub struct Checkpoints {
@@ -20,6 +29,8 @@ pub struct Checkpoints {
     failing: AtomicBool,
     /// Whether one is to be taken as soon as none is.
     scheduled: AtomicBool,
+    /// The number of the oldest kept checkpoint; 0 before the first of this run.
+    oldest_kept: AtomicU64,
     state: Mutex<State>,
     /// Whose oldest parts a checkpoint makes needless.
     journal: OnceLock<Arc<Journal>>,
@@ -73,6 +84,7 @@ impl Default for Checkpoints {
             unseen_changes: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             scheduled: AtomicBool::new(false),
+            oldest_kept: AtomicU64::new(0),
             state: Mutex::new(state),
             journal: OnceLock::new(),
         }
@@ -102,11 +114,45 @@ impl Checkpoints {
         // A second one would be a mistake of ours; the first stays.
         let _ = self.journal.set(journal);
     }
-    /// Removes what was kept for copies in progress for long enough. Waits for the file system.
-    pub fn release_held(&self, store: &Store) {
-        if let (Some(oldest), Some(journal)) = (store.release_held(), self.journal.get()) {
+    /// Removes what was kept for copies in progress for long enough, and what must give way to space. Waits
+    /// for the file system.
+    pub fn release_held(&self, store: &Store, directory: &Path, most: u64) {
+        self.forget_before(store.release_held());
+        while self.must_let_go(store, directory, most) {
+            let released = store.release_oldest_held();
+            if released.is_none() {
+                return;
+            }
+            tracing::info!(
+                "files that were kept for a copy in progress are let go of before backup_hold is over: \
+                 they take more space than there is for them"
+            );
+            self.forget_before(released);
+        }
+    }
+    fn forget_before(&self, oldest: Option<u64>) {
+        if let (Some(oldest), Some(journal)) = (oldest, self.journal.get()) {
             journal.forget_before(oldest);
         }
+    }
+    /// Whether what is held for copies takes more than a backup does, and than [`HELD_BYTES`], or more than
+    /// the disk has left.
+    pub fn must_let_go(&self, store: &Store, directory: &Path, most: u64) -> bool {
+        let stats = store.stats();
+        let held = stats.held_bytes + self.held_part_bytes();
+        held > most.max(self.backup_bytes(store))
+            || held > 0 && (stats.not_writable.is_some() || is_nearly_full(directory))
+    }
+    /// Bytes of the append-only file that no kept checkpoint needs.
+    pub fn held_part_bytes(&self) -> u64 {
+        let kept = self.oldest_kept.load(Relaxed);
+        self.journal.get().map_or(0, |journal| journal.bytes_before(kept))
+    }
+    /// What a backup takes: the files of the kept checkpoints and the parts of the append-only file that go on
+    /// from them. As of the last checkpoint.
+    pub fn backup_bytes(&self, store: &Store) -> u64 {
+        let parts = self.journal.get().map_or(0, |journal| journal.state().bytes);
+        store.stats().checkpoint_bytes + parts.saturating_sub(self.held_part_bytes())
     }
     /// The right to take the next checkpoint; `None` while one is being taken.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
@@ -181,6 +227,7 @@ impl Claim {
     pub fn take(self, store: &Store, databases: u16) -> Result<CheckpointReport, CheckpointError> {
         let written = self.checkpoints.written(store, &store.stats(), databases);
         let result = store.checkpoint();
+        let mut forgettable = None;
         let mut state = self.checkpoints.lock();
         state.ended = Some(Instant::now());
         match &result {
@@ -191,11 +238,10 @@ impl Claim {
                 state.last_error = None;
                 state.completed += 1;
                 state.written_at_last = written;
+                self.checkpoints.oldest_kept.store(report.oldest_kept, Relaxed);
                 // Until there is a second one, the parts before the first are what stands behind it.
-                if let Some(journal) = self.checkpoints.journal.get()
-                    && report.oldest_kept < report.number
-                {
-                    journal.forget_before(report.oldest_held);
+                if report.oldest_kept < report.number {
+                    forgettable = Some(report.oldest_held);
                 }
                 tracing::info!(
                     number = report.number,
@@ -212,6 +258,7 @@ impl Claim {
         }
         self.checkpoints.failing.store(state.last_error.is_some(), Relaxed);
         drop(state);
+        self.checkpoints.forget_before(forgettable);
         result
     }
 }

@@ -58,11 +58,11 @@ impl Control {
         // It ends when the other has dropped `due`.
         let checkpoints = move || {
             for (claim, context) in take {
-                match claim {
+                if let Some(claim) = claim {
                     // It logs its outcome itself, and an error leaves the server running.
-                    Some(claim) => drop(claim.take(&context.store, context.databases)),
-                    None => context.checkpoints.release_held(&context.store),
+                    drop(claim.take(&context.store, context.databases));
                 }
+                release_held(&context);
             }
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
@@ -123,7 +123,7 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
         {
             // An error would mean that the thread has ended, which a panic alone could do.
             let _ = due.send((Some(claim), Arc::clone(context)));
-        } else if context.store.hold_is_over() {
+        } else if context.store.hold_is_over() || !rung && hold_must_give_way(context) {
             let _ = due.send((None, Arc::clone(context)));
         }
     }
@@ -162,7 +162,7 @@ const REWRITE_RETRY: Duration = Duration::from_secs(60);
 /// Has the append-only file made smaller when it has grown by as much as the settings say: by a checkpoint
 /// while they are on, which costs what has changed, else by a rewrite.
 fn rewrite_if_due(context: &Context) {
-    let Some(journal) = context.journal.get() else { return };
+    let Some(journal) = context.journal() else { return };
     let settings = &context.config.config().persistence;
     let (percentage, size) = (settings.aof_rewrite_percentage, settings.aof_rewrite_min_size);
     let checkpoints = context.checkpoints.state();
@@ -185,8 +185,19 @@ fn rewrite_if_due(context: &Context) {
     }
 }
 
+/// Whether files that are kept for copies in progress take too much space.
+fn hold_must_give_way(context: &Context) -> bool {
+    let most = context.config.config().persistence.backup_hold_size;
+    context.checkpoints.must_let_go(&context.store, &context.facts.data_dir, most)
+}
+
+fn release_held(context: &Context) {
+    let most = context.config.config().persistence.backup_hold_size;
+    context.checkpoints.release_held(&context.store, &context.facts.data_dir, most);
+}
+
 fn begin_scheduled_rewrite(context: &Context) {
-    if let Some(journal) = context.journal.get()
+    if let Some(journal) = context.journal()
         && journal.rewrites().scheduled
         && !context.checkpoints.in_progress()
     {

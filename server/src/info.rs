@@ -243,10 +243,13 @@ fn persistence(view: &View<'_>, to: &mut Fields) {
     );
     to.field("rdb_saves", checkpoints.completed);
     to.field("rdb_last_load_keys_loaded", recovery.keys);
-    to.field("backup_held_bytes", view.stats.held_bytes);
-    let journal = context.journal.get().map(|journal| journal.state());
+    let held = view.stats.held_bytes + context.checkpoints.held_part_bytes();
+    to.field("backup_held_bytes", held);
+    let bytes = context.store.get().map_or(0, |store| context.checkpoints.backup_bytes(store));
+    to.field("backup_bytes", bytes);
+    let journal = context.journal().map(|journal| journal.state());
     to.field("aof_enabled", u8::from(journal.is_some()));
-    let rewrites = context.journal.get().map(|journal| journal.rewrites()).unwrap_or_default();
+    let rewrites = context.journal().map(|journal| journal.rewrites()).unwrap_or_default();
     to.field("aof_rewrite_in_progress", u8::from(rewrites.began.is_some()));
     to.field("aof_rewrite_scheduled", u8::from(rewrites.scheduled));
     to.field("aof_last_rewrite_time_sec", seconds_or_none(rewrites.last_duration));

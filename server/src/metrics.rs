@@ -289,7 +289,8 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
     let longest = stats.safepoint_us_max as f64 / 1e6;
     page.gauge("ferrite_safepoint_max_seconds", "The longest stop of all commands", longest)?;
     let held = "Checkpoint files kept only for copies in progress";
-    page.gauge("ferrite_backup_held_bytes", held, stats.held_bytes)
+    let held_bytes = stats.held_bytes + context.checkpoints.held_part_bytes();
+    page.gauge("ferrite_backup_held_bytes", held, held_bytes)
 }
 
 fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {
@@ -305,12 +306,14 @@ fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {
         let seconds = duration.as_secs_f64();
         page.gauge("ferrite_checkpoint_duration_seconds", "Last checkpoint duration", seconds)?;
         page.gauge("ferrite_checkpoint_size_bytes", "Last checkpoint size", state.last_bytes)?;
+        let total = context.checkpoints.backup_bytes(&context.store);
+        page.gauge("ferrite_checkpoint_total_bytes", "What a backup takes", total)?;
     }
     Ok(())
 }
 
 fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
-    let Some(journal) = context.journal.get() else { return Ok(()) };
+    let Some(journal) = context.journal() else { return Ok(()) };
     let state = journal.state();
     page.gauge("ferrite_aof_size_bytes", "Bytes of the append-only file, all parts", state.bytes)?;
     page.gauge("ferrite_aof_buffered_bytes", "Bytes that are not written yet", state.buffered)?;

@@ -207,3 +207,51 @@ fn files_of_replaced_checkpoints_stay_while_they_are_held() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+/// Under overwriting the files that are kept for copies would fill the disk: beyond their limit the oldest
+/// go, and what is left is a whole backup.
+#[test]
+fn the_hold_gives_way_when_it_takes_more_than_a_backup() {
+    let settings = [
+        SETTINGS,
+        &["persistence.checkpoint_interval=1", "persistence.backup_hold_size=100kb"],
+        &["storage.hybridlog_mutable_size=64KiB", "storage.hybridlog_readonly_size=64KiB"],
+    ];
+    let mut server = Server::ferrite(&settings.concat());
+    let mut wire = server.connect();
+    let value = "v".repeat(4000);
+    let field = |info: &str, name: &str| -> u64 {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.expect("a field").trim().parse().expect("a number")
+    };
+    let (mut most, until) = (0, std::time::Instant::now() + support::PATIENCE);
+    let mut round = 0;
+    while !server.log().contains("are let go of before backup_hold is over") {
+        assert!(std::time::Instant::now() < until, "the hold does not give way: {most} bytes");
+        for key in 0..100 {
+            assert_eq!(wire.line(&format!("SET key{key} {value}{round}")), "+OK");
+        }
+        round += 1;
+        most = most.max(field(&wire.bulk("INFO persistence"), "backup_held_bytes"));
+    }
+    assert!(most > 100_000, "only {most} bytes were held");
+    // One is taken and what is too much let go of, again and again.
+    loop {
+        let info = wire.bulk("INFO persistence");
+        let (held, whole) = (field(&info, "backup_held_bytes"), field(&info, "backup_bytes"));
+        if held <= whole.max(100_000) {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{held} bytes are held beside {whole}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    kill(&mut server);
+    let server = Server::ferrite_in(server.directory.clone(), SETTINGS);
+    let mut wire = server.connect();
+    for key in 0..100 {
+        assert_eq!(
+            wire.line(&format!("STRLEN key{key}")).trim_start_matches(':').parse(),
+            Ok(4000 + (round - 1).to_string().len())
+        );
+    }
+}

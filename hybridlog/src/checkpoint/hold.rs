@@ -24,6 +24,7 @@ const LISTED_BEFORE: Duration = Duration::from_millis(100);
 pub(crate) struct Hold {
     millis: AtomicU64,
     bytes: AtomicU64,
+    kept_bytes: AtomicU64,
     is_taken: AtomicBool,
 }
 
@@ -39,7 +40,8 @@ impl Drop for Turn<'_> {
 impl Hold {
     pub fn of(duration: Duration) -> Self {
         let is_taken = AtomicBool::new(false);
-        let hold = Self { millis: AtomicU64::new(0), bytes: AtomicU64::new(0), is_taken };
+        let [millis, bytes, kept_bytes] = [(); 3].map(|()| AtomicU64::new(0));
+        let hold = Self { millis, bytes, kept_bytes, is_taken };
         hold.set(duration);
         hold
     }
@@ -58,8 +60,13 @@ impl Hold {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
-    pub fn note_bytes(&self, bytes: u64) {
-        self.bytes.store(bytes, Relaxed);
+    /// Bytes of the files that the manifest names or that hold what was written since.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Relaxed)
+    }
+    pub fn note_bytes(&self, held: u64, kept: u64) {
+        self.bytes.store(held, Relaxed);
+        self.kept_bytes.store(kept, Relaxed);
     }
 }
 
@@ -93,6 +100,10 @@ impl Held {
         let before = self.0.len();
         self.0.retain(|earlier| earlier.replaced_at.elapsed() < hold);
         self.0.len() < before
+    }
+    /// Lets go of the oldest, however young it is; whether there was one.
+    pub fn release_oldest(&mut self) -> bool {
+        (!self.0.is_empty()).then(|| self.0.remove(0)).is_some()
     }
     /// Whether [`Held::release`] would let go of something.
     pub fn is_over(&self, hold: Duration) -> bool {
@@ -190,6 +201,10 @@ mod tests {
         let held = store.stats().held_bytes;
         assert!(held > 0 && named.len() > files().len());
         assert_eq!(store.release_held(), None, "the hold is not over");
+        assert!(store.stats().checkpoint_bytes > 0);
+        // One by one, the oldest first, for whoever needs the space more.
+        while store.release_oldest_held().expect("there are some") == first {}
+        assert!(store.stats().held_bytes < held);
         store.set_backup_hold(Duration::ZERO);
         let released = store.release_held().expect("it is over");
         assert!(released > first);
@@ -198,5 +213,6 @@ mod tests {
         let gone: Vec<_> = named.difference(&left).collect();
         assert!(gone.len() >= 4, "{gone:?}");
         assert_eq!((store.stats().held_bytes, store.release_held()), (0, None));
+        assert_eq!(store.release_oldest_held(), None);
     }
 }

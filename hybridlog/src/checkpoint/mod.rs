@@ -393,9 +393,18 @@ pub(crate) fn hold_is_over(inner: &Inner) -> bool {
 /// Lets go of what was held for copies and need not be any more. The oldest checkpoint whose files are
 /// there then, if there was anything.
 pub(crate) fn release_held(inner: &Inner) -> Option<u64> {
+    release(inner, |held| held.release(inner.hold.duration()))
+}
+
+/// The same of what was held the longest, however short that is.
+pub(crate) fn release_oldest_held(inner: &Inner) -> Option<u64> {
+    release(inner, Held::release_oldest)
+}
+
+fn release(inner: &Inner, release: impl FnOnce(&mut Held) -> bool) -> Option<u64> {
     // While one is taken it does so itself.
     let mut state = inner.checkpointer.try_lock().ok()?;
-    if !state.held.release(inner.hold.duration()) {
+    if !release(&mut state.held) {
         return None;
     }
     forget(inner, &state);
@@ -412,7 +421,7 @@ fn forget(inner: &Inner, state: &Checkpointer) {
         Ok(files) => files,
         Err(e) => return tracing::warn!("listing the data directory failed: {e}"),
     };
-    let mut held_bytes = 0;
+    let (mut held_bytes, mut kept_bytes) = (0, 0);
     for file in files {
         let (unneeded, is_held) = match file {
             FileId::Index(n) => {
@@ -421,11 +430,14 @@ fn forget(inner: &Inner, state: &Checkpointer) {
             FileId::Segment(n) | FileId::Side(n) => (n < first, held.needs_segment(n)),
             FileId::Manifest | FileId::ManifestNew => (false, false),
         };
-        if unneeded && is_held {
-            held_bytes += log.device.size(file).unwrap_or(0);
-        } else if unneeded && let Err(e) = log.device.remove(file) {
+        let size = || log.device.size(file).unwrap_or(0);
+        if !unneeded {
+            kept_bytes += size();
+        } else if is_held {
+            held_bytes += size();
+        } else if let Err(e) = log.device.remove(file) {
             tracing::warn!("removing {} failed: {e}", log.device.path(file).display());
         }
     }
-    inner.hold.note_bytes(held_bytes);
+    inner.hold.note_bytes(held_bytes, kept_bytes);
 }

@@ -166,6 +166,9 @@ pub struct Stats {
     pub safepoint_us_max: u64,
     /// Bytes of files that stay only for a copy that somebody may be making.
     pub held_bytes: u64,
+    /// Bytes of the files that the newest manifest names, and of those that were written since: the store's
+    /// share of a backup. As of the last checkpoint or release of held files of this run.
+    pub checkpoint_bytes: u64,
     /// Why the log takes no writes, when it does not.
     pub not_writable: Option<String>,
 }
@@ -337,6 +340,12 @@ impl Store {
         checkpoint::release_held(self.inner())
     }
 
+    /// Removes what was held for the longest-running copies, however short that is: for whoever needs the
+    /// space more. Returns as [`Store::release_held`] does; `None` also while a checkpoint is being taken.
+    pub fn release_oldest_held(&self) -> Option<u64> {
+        checkpoint::release_oldest_held(self.inner())
+    }
+
     /// Keys in a database (expired ones that were not yet removed included), and how many of them
     /// have an expiry.
     pub fn key_count(&self, db: Database) -> (u64, u64) {
@@ -484,6 +493,7 @@ impl Store {
             parked_for_redo: inner.redo.as_ref().map_or(0, Redo::parked),
             safepoint_us_max: inner.gate.longest_us(),
             held_bytes: inner.hold.bytes(),
+            checkpoint_bytes: inner.hold.kept_bytes(),
             not_writable: log.health.refusal(),
         }
     }

@@ -251,6 +251,8 @@ pub const ROWS: &[Row] = &[
         "Compresses the index image with zstd."),
     Row::new("persistence.backup_hold", Kind::Duration(0, MONTH_MS), "600",
         "How long the files of a replaced checkpoint stay for a copy in progress; 0 keeps none.").live(),
+    Row::new("persistence.backup_hold_size", Kind::Size(0, MAX), "1GB",
+        "Most bytes that backup_hold keeps, but never less than one backup takes.").live(),
 
     Row::new("cloud.enabled", Kind::Flag, "false",
         "Keeps sealed segments in an object store.").not_yet(),

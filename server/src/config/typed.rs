@@ -76,6 +76,8 @@ pub struct Persistence {
     pub aof_enabled: bool,
     /// How long files that a replaced manifest named stay for a copy. Live.
     pub backup_hold: Duration,
+    /// How many bytes of files stay for that, at least as many as a backup takes. Live.
+    pub backup_hold_size: u64,
     /// When it is synced. Live.
     pub aof_sync: AofSync,
     /// The name of its newest part in the data directory.
@@ -159,6 +161,7 @@ impl Config {
                     _ => AofSync::Everysec,
                 },
                 backup_hold: read.duration("persistence.backup_hold"),
+                backup_hold_size: read.size("persistence.backup_hold_size"),
                 aof_file: read.text("persistence.aof_file").to_owned(),
                 aof_rewrite_percentage: read.integer("persistence.aof_rewrite_percentage"),
                 aof_rewrite_min_size: read.size("persistence.aof_rewrite_min_size"),

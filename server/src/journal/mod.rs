@@ -251,12 +251,19 @@ impl Journal {
     /// Removes the parts that no kept checkpoint needs, the oldest of which is `checkpoint`.
     pub fn forget_before(&self, checkpoint: u64) {
         let mut parts = lock(&self.shared.parts);
-        let first = parts.iter().rev().find(|(_, part)| {
-            matches!(part.start, Start::Checkpoint(n) | Start::Only(n) if n == checkpoint)
-        });
-        let Some((&first, _)) = first else { return };
+        let Some(first) = first_from(&parts, checkpoint) else { return };
         let kept = parts.split_off(&self.shared.kept_from(first));
-        remove(std::mem::replace(&mut *parts, kept).into_values());
+        let forgotten = std::mem::replace(&mut *parts, kept);
+        // Removing gigabytes takes a while, and workers ask for the lengths.
+        drop(parts);
+        remove(forgotten.into_values());
+    }
+
+    /// Bytes of the parts that [`Journal::forget_before`] would remove.
+    pub fn bytes_before(&self, checkpoint: u64) -> u64 {
+        let parts = lock(&self.shared.parts);
+        let Some(first) = first_from(&parts, checkpoint) else { return 0 };
+        parts.range(..self.shared.kept_from(first)).map(|(_, part)| part.length).sum()
     }
 
     /// Writes and syncs what is there and ends. No command runs any more.
@@ -268,6 +275,12 @@ impl Journal {
             let _ = thread.join();
         }
     }
+}
+
+/// The part that goes on from a checkpoint.
+fn first_from(parts: &BTreeMap<u64, Part>, checkpoint: u64) -> Option<u64> {
+    let goes_on = |part: &Part| matches!(part.start, Start::Checkpoint(n) | Start::Only(n) if n == checkpoint);
+    parts.iter().rev().find(|(_, part)| goes_on(part)).map(|(&number, _)| number)
 }
 
 impl Shared {
