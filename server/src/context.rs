@@ -5,6 +5,7 @@ use crate::client::Clients;
 use crate::config::{AofSync, Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
+use crate::history;
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limits;
@@ -54,6 +55,8 @@ pub struct Context {
     pub bell: tokio::sync::Notify,
     /// How the server comes to its end.
     pub lifecycle: Lifecycle,
+    /// How far back history goes, and what it takes.
+    pub history: history::Told,
 }
 
 impl Context {
@@ -80,6 +83,7 @@ impl Context {
             pause: Pause::default(),
             bell: tokio::sync::Notify::new(),
             lifecycle: Lifecycle::default(),
+            history: history::Told::default(),
             rates: Rates::default(),
             baseline: Baseline::default(),
         }

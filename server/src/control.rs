@@ -1,11 +1,13 @@
 //! The control plane: one thread with a tokio runtime for what is not a command: the metrics' HTTP
 //! server, the checkpoint interval, the once-a-second sample. A second thread takes the checkpoints
-//! of the interval; it is there from the start, so that no limit of threads keeps them from it.
+//! of the interval, a third one keeps history; they are there from the start, so that no limit of threads
+//! keeps them from it.
 //!
 //! It starts before the store is opened, so that /health can say "recovering".
 
 use crate::checkpoints::Claim;
 use crate::context::{Context, unix_ms};
+use crate::history::Keeper;
 use crate::http;
 use crate::loading::Loading;
 use crate::metrics::Status;
@@ -44,6 +46,8 @@ impl Control {
         };
         let (stop, stopped) = oneshot::channel();
         let (due, take) = mpsc::channel::<Due>();
+        // One is waiting at the most: it will look at everything.
+        let (past, tend) = mpsc::sync_channel::<Arc<Context>>(1);
         let run = move || {
             runtime.block_on(async move {
                 for listener in listeners {
@@ -51,7 +55,7 @@ impl Control {
                 }
                 tokio::select! {
                     _ = stopped => {}
-                    () = tick(status, due) => {}
+                    () = tick(status, due, past) => {}
                 }
             });
         };
@@ -65,8 +69,16 @@ impl Control {
                 release_held(&context);
             }
         };
+        let history = move || {
+            let mut keeper = Keeper::default();
+            tend.into_iter().for_each(|context| keeper.tend(&context));
+        };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
-        let threads = vec![thread("control").spawn(run)?, thread("interval").spawn(checkpoints)?];
+        let threads = vec![
+            thread("control").spawn(run)?,
+            thread("interval").spawn(checkpoints)?,
+            thread("history").spawn(history)?,
+        ];
         Ok(Self { stop: Some(stop), threads })
     }
 
@@ -91,7 +103,7 @@ impl Drop for Control {
     }
 }
 
-async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
+async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>, past: mpsc::SyncSender<Arc<Context>>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ready_since = None;
@@ -115,6 +127,8 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>) {
         let ready = *ready_since.get_or_insert_with(Instant::now);
         if !rung {
             context.rates.sample(context);
+            // An error means that it has not come to the last one yet.
+            let _ = past.try_send(Arc::clone(context));
             rewrite_if_due(context);
         }
         begin_scheduled_rewrite(context);

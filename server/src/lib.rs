@@ -20,6 +20,7 @@ pub(crate) mod encoding;
 pub mod error;
 pub(crate) mod facts;
 pub(crate) mod glob;
+pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod info;
 pub(crate) mod input;

@@ -330,6 +330,11 @@ fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.counter("ferrite_aof_rewrites", "Complete rewrites", rewrites.completed)?;
     page.counter("ferrite_aof_rewrite_failures", "Rewrites that failed", rewrites.failed)?;
     page.gauge("ferrite_aof_base_bytes", "Bytes behind the last rewrite", rewrites.size_then)?;
+    let history = &context.history;
+    let help = "Bytes that history alone takes on the disk";
+    page.gauge("ferrite_aof_history_bytes", help, history.bytes())?;
+    let (help, since_s) = ("Time that history goes back to", history.since_ms() as f64 / 1000.0);
+    page.gauge("ferrite_aof_history_since_timestamp_seconds", help, since_s)?;
     if let Some(duration) = rewrites.last_duration {
         let seconds = duration.as_secs_f64();
         page.gauge("ferrite_aof_rewrite_duration_seconds", "Last rewrite duration", seconds)?;

@@ -136,7 +136,12 @@ pub fn open_journal(
     let replay = journal::replay(store, directory, &persistence.aof_file);
     let replay = replay.map_err(StartError::Replay)?;
     let journal = Journal::start(store, context, replay, persistence.aof_sync);
-    journal.map(Some).map_err(StartError::Journal)
+    let journal = journal.map_err(StartError::Journal)?;
+    if !persistence.aof_retention.is_zero() {
+        // Until it is known which of them history needs.
+        journal.keep_history_from(Some(0));
+    }
+    Ok(Some(journal))
 }
 
 /// Without the append-only file its parts are neither read nor touched: better said than found out.

@@ -83,6 +83,10 @@ impl StoredCheckpoints {
     pub fn is_copy(&self) -> bool {
         self.is_copy
     }
+    /// Whether these are checkpoints of the same store: another one has their numbers for other states.
+    pub fn is_same_store(&self, other: &Self) -> bool {
+        self.manifest.store_id == other.manifest.store_id
+    }
     /// Bytes of a page: what the store must be opened with.
     pub fn page_size(&self) -> u64 {
         self.manifest.page_words * 8

@@ -22,6 +22,7 @@ pub mod files;
 pub mod part;
 pub mod reader;
 pub mod replay;
+pub mod retention;
 #[cfg(test)]
 mod testing;
 mod text;

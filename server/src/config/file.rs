@@ -243,9 +243,8 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_line() {
-        let (_, errors) = parse(
-            "[server]\nport = 99999\nprot = 1\nbind = \n[colud]\n[persistence]\naof_retention = 9\n",
-        );
+        let (_, errors) =
+            parse("[server]\nport = 99999\nprot = 1\nbind = \n[colud]\n[cloud]\nmin_age = 9\n");
         assert_eq!(errors.len(), 5, "{errors:#?}");
         assert_eq!(
             errors[0],
@@ -260,7 +259,7 @@ mod tests {
         assert!(errors[3].starts_with("f.toml line 5: unknown section [colud]"), "{}", errors[3]);
         assert_eq!(
             errors[4],
-            "f.toml line 7: persistence.aof_retention = \"9\" is not available in this version; \
+            "f.toml line 7: cloud.min_age = \"9\" is not available in this version; \
              use 0"
         );
     }

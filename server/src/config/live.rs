@@ -266,8 +266,8 @@ mod tests {
             failed("TIMEOUT", "duplicate parameter")
         );
         assert_eq!(
-            error(&[("persistence.aof_retention", "9")]),
-            failed("persistence.aof_retention", "not available in this version")
+            error(&[("cloud.bucket", "b")]),
+            failed("cloud.bucket", "not available in this version")
         );
         assert_eq!(error(&[("save", "x")]), failed("save", "Invalid save parameters"));
         assert!(

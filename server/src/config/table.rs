@@ -240,7 +240,7 @@ pub const ROWS: &[Row] = &[
     Row::new("persistence.aof_rewrite_min_size", Kind::Size(0, MAX), "64MB",
         "Size below which the append-only file is not rewritten by itself.").live(),
     Row::new("persistence.aof_retention", Kind::Duration(0, 10 * YEAR_MS), "0",
-        "How long history is kept for point-in-time recovery; 0 keeps what the checkpoints need.").not_yet(),
+        "How far back ferrite restore --time can go at least; 0: to the older of two checkpoints.").live(),
     Row::new("persistence.checkpoint_enabled", Kind::Flag, "true",
         "Takes a checkpoint at every interval and at a shutdown.").live(),
     Row::new("persistence.checkpoint_interval", Kind::Duration(1000, YEAR_MS), "300",
@@ -331,7 +331,6 @@ mod tests {
     #[test]
     fn what_has_not_landed_is_refused() {
         for (name, value) in [
-            ("persistence.aof_retention", "50"),
             ("storage.backend", "memory"),
             ("server.transport", "io_uring"),
             ("storage.eviction", "oldest"),
@@ -344,9 +343,7 @@ mod tests {
             assert!(refused.not_available, "{name}");
             assert_eq!(refused.redis, "not available in this version", "{name}");
         }
-        for (name, value) in
-            [("persistence.aof_retention", "0"), ("cloud.enabled", "false"), ("cloud.bucket", "")]
-        {
+        for (name, value) in [("cloud.enabled", "false"), ("cloud.bucket", "")] {
             assert!(ROWS[find(name).expect(name).0].parse(value).is_ok(), "{name}");
         }
     }

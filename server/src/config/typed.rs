@@ -78,6 +78,8 @@ pub struct Persistence {
     pub backup_hold: Duration,
     /// How many bytes of files stay for that, at least as many as a backup takes. Live.
     pub backup_hold_size: u64,
+    /// How far back history goes at least; 0: there is none. Live.
+    pub aof_retention: Duration,
     /// When it is synced. Live.
     pub aof_sync: AofSync,
     /// The name of its newest part in the data directory.
@@ -162,6 +164,7 @@ impl Config {
                 },
                 backup_hold: read.duration("persistence.backup_hold"),
                 backup_hold_size: read.size("persistence.backup_hold_size"),
+                aof_retention: retention(read)?,
                 aof_file: read.text("persistence.aof_file").to_owned(),
                 aof_rewrite_percentage: read.integer("persistence.aof_rewrite_percentage"),
                 aof_rewrite_min_size: read.size("persistence.aof_rewrite_min_size"),
@@ -257,6 +260,19 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
         redo_ring_size: if read.flag("persistence.aof_enabled") { REDO_RING_SIZE } else { 0 },
         file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
         ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
+    })
+}
+
+fn retention(read: Reader<'_>) -> Result<Duration, ConfigError> {
+    let name = "persistence.aof_retention";
+    let retention = read.duration(name);
+    if retention.is_zero() || read.flag("persistence.aof_enabled") {
+        return Ok(retention);
+    }
+    Err(ConfigError::Relation {
+        name,
+        value: format!("{} s", retention.as_secs_f64()),
+        why: "history is in the append-only file: it needs persistence.aof_enabled = true".into(),
     })
 }
 

@@ -81,6 +81,10 @@ struct Shared {
     aof_file: String,
     /// Of the parts before this one none is needed for a checkpoint that this start did not find.
     needed_from: u64,
+    /// Of the parts before this one no start has any need.
+    unneeded_before: AtomicU64,
+    /// Parts from this one on stay for history; [`u64::MAX`] when there is none.
+    history_from: AtomicU64,
 }
 
 /// A part that is there.
@@ -248,15 +252,12 @@ impl Journal {
         &self.shared.syncs
     }
 
-    /// Removes the parts that no kept checkpoint needs, the oldest of which is `checkpoint`.
+    /// Removes the parts that no kept checkpoint needs, the oldest of which is `checkpoint`, nor history.
     pub fn forget_before(&self, checkpoint: u64) {
-        let mut parts = lock(&self.shared.parts);
-        let Some(first) = first_from(&parts, checkpoint) else { return };
-        let kept = parts.split_off(&self.shared.kept_from(first));
-        let forgotten = std::mem::replace(&mut *parts, kept);
-        // Removing gigabytes takes a while, and workers ask for the lengths.
-        drop(parts);
-        remove(forgotten.into_values());
+        let first = first_from(&lock(&self.shared.parts), checkpoint);
+        if let Some(first) = first {
+            self.shared.drop_unneeded(first);
+        }
     }
 
     /// Bytes of the parts that [`Journal::forget_before`] would remove.
@@ -264,6 +265,18 @@ impl Journal {
         let parts = lock(&self.shared.parts);
         let Some(first) = first_from(&parts, checkpoint) else { return 0 };
         parts.range(..self.shared.kept_from(first)).map(|(_, part)| part.length).sum()
+    }
+
+    /// From now on parts from this number on stay for history, whatever checkpoints need; `None`: there is
+    /// no history. Removes what goes with that.
+    pub fn keep_history_from(&self, first: Option<u64>) {
+        self.shared.history_from.store(first.unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.shared.drop_unneeded(0);
+    }
+
+    /// Bytes of the parts that stay for history alone.
+    pub fn history_bytes(&self) -> u64 {
+        self.shared.history_bytes()
     }
 
     /// Writes and syncs what is there and ends. No command runs any more.
@@ -305,6 +318,8 @@ impl Shared {
             directory: PathBuf::new(),
             aof_file: String::new(),
             needed_from: 0,
+            unneeded_before: AtomicU64::new(0),
+            history_from: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -324,6 +339,23 @@ impl Shared {
         let watch = thread::spawn("aof-watch", move || watch::watch(&shared, &watched));
         self.watch.get_or_init(|| watch.thread().clone());
         vec![watch, thread]
+    }
+
+    /// No start has any need of the parts before `first`: they go, as far as neither a rewrite nor history
+    /// needs them.
+    fn drop_unneeded(&self, first: u64) {
+        let first = self.unneeded_before.fetch_max(first, Ordering::SeqCst).max(first);
+        let mut parts = lock(&self.parts);
+        let kept = parts.split_off(&self.kept_from(first));
+        // Removing gigabytes takes a while, and workers ask for the lengths.
+        let dropped = std::mem::replace(&mut *parts, kept);
+        drop(parts);
+        remove(dropped.into_values());
+    }
+
+    fn history_bytes(&self) -> u64 {
+        let first = self.unneeded_before.load(Ordering::SeqCst);
+        lock(&self.parts).range(..first).map(|(_, part)| part.length).sum()
     }
 
     /// Tells the threads that it is time to end.

@@ -261,7 +261,8 @@ impl Shared {
 
     /// The first of the parts that may not be removed now, of those from `first` on.
     pub(super) fn kept_from(&self, first: u64) -> u64 {
-        first.min(self.rewrite.kept_from.load(Ordering::SeqCst))
+        let rewrite = self.rewrite.kept_from.load(Ordering::SeqCst);
+        first.min(rewrite).min(self.history_from.load(Ordering::SeqCst))
     }
 }
 
@@ -309,7 +310,7 @@ impl Journal {
     /// Whether the append-only file has grown by so many percent, and has `min_size` bytes: then it is to
     /// be rewritten, or a checkpoint to be taken. `checkpoints` are complete since the start.
     pub fn is_rewrite_due(&self, percentage: u64, min_size: u64, checkpoints: u64) -> bool {
-        let bytes = self.state().bytes;
+        let bytes = self.shared.needed_bytes();
         let mut rewrites = self.shared.rewrite.rewrites();
         if std::mem::replace(&mut rewrites.checkpoints_then, checkpoints) != checkpoints {
             rewrites.size_then = bytes;
@@ -332,7 +333,7 @@ impl Journal {
 
 impl Shared {
     fn note_rewrite(&self, done: Result<u64, String>) {
-        let bytes = self.bytes();
+        let bytes = self.needed_bytes();
         let mut rewrites = self.rewrite.rewrites();
         let duration = rewrites.began.take().map(|began| began.elapsed()).unwrap_or_default();
         rewrites.last_duration = Some(duration);
@@ -357,17 +358,15 @@ impl Shared {
 
     /// Removes the parts before `base` that no checkpoint needs.
     fn drop_parts_before(&self, base: u64) {
-        let mut parts = lock(&self.parts);
+        let parts = lock(&self.parts);
         // Older ones may name checkpoints that were moved away before the start.
         let named = |(number, part): &(&u64, &Part)| {
             **number >= self.needed_from
                 && matches!(part.start, Start::Checkpoint(_) | Start::Only(_))
         };
         let first = parts.iter().find(named).map_or(base, |(number, _)| *number).min(base);
-        let kept = parts.split_off(&first);
-        let dropped = std::mem::replace(&mut *parts, kept);
         drop(parts);
-        super::remove(dropped.into_values());
+        self.drop_unneeded(first);
     }
 }
 
@@ -535,6 +534,11 @@ impl Shared {
         let newest = lock(&self.state).part_bytes;
         let earlier: u64 = lock(&self.parts).values().rev().skip(1).map(|p| p.length).sum();
         earlier + newest
+    }
+
+    /// Bytes of the parts that do not stay for history alone: what a rewrite would make smaller.
+    fn needed_bytes(&self) -> u64 {
+        self.bytes().saturating_sub(self.history_bytes())
     }
 
     fn base_length(&self, number: u64) -> u64 {

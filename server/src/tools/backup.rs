@@ -181,8 +181,7 @@ impl Action {
         verify_parts(&staging, &source.names, &reach)?;
         let told = Told::of(&staging);
         staging.finish()?;
-        let command =
-            start_command(&told.to, &source.names, checkpoints.as_ref(), !reach.parts.is_empty());
+        let command = start_command(&told.to, &source.names, checkpoints.as_ref());
         Ok(self.tell(&told, newest, &reach, &command, out).map_err(ToolError::from)?)
     }
 

@@ -82,6 +82,7 @@ impl Action {
                 self.directory.display()
             )));
         }
+        bad += self.history(&source, checkpoints.as_ref(), out, errors)?;
         let mut torn = 0;
         if has_parts {
             match self.parts(&source, out, errors)? {
@@ -157,6 +158,36 @@ impl Action {
         }
         debug_assert!(!faults.is_empty());
         Ok(None)
+    }
+
+    /// The checkpoints that are kept for history: how much is wrong with them.
+    fn history(
+        &self,
+        source: &Source,
+        current: Option<&StoredCheckpoints>,
+        out: &mut dyn Write,
+        errors: &mut dyn Write,
+    ) -> Result<u64, ToolError> {
+        let mut bad = 0;
+        for (folder, found) in source.saved(current)? {
+            let told = match found {
+                Ok(found) => {
+                    let bar = Bar::of(found.bytes(), "reading");
+                    let faults = found.faults(|_| true, |bytes| bar.advance(bytes));
+                    drop(bar);
+                    self.tell(&found, out)?;
+                    faults.into_iter().map(told).collect()
+                }
+                Err(why) => vec![why],
+            };
+            // A running server may have let go of it meanwhile.
+            if source.server.is_some() && !folder.exists() {
+                continue;
+            }
+            bad += told.len() as u64;
+            told.iter().try_for_each(|fault| writeln!(errors, "{fault}"))?;
+        }
+        Ok(bad)
     }
 
     fn tell(&self, checkpoints: &StoredCheckpoints, out: &mut dyn Write) -> Result<(), ToolError> {

@@ -6,6 +6,9 @@
 //!         |<----------- every instant in between can be had again ------------->|
 //! ```
 //!
+//! A server with `persistence.aof_retention` keeps older checkpoints, and the parts behind them: see
+//! `crate::history`.
+//!
 //! Nothing is changed. A server that runs on the directory is no obstacle: what it has written until
 //! the files are read counts. Without one, none starts meanwhile.
 
@@ -17,6 +20,7 @@ use ferrite_hybridlog::{StoredCheckpoint, StoredCheckpoints};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// How the files of a data directory are called.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +30,9 @@ pub(super) struct Names {
     /// `persistence.checkpoint_file` without its ending.
     pub stem: String,
 }
+
+/// A folder of history, and the checkpoint in it, or why that is of no use.
+pub(super) type Saved = (PathBuf, Result<StoredCheckpoints, String>);
 
 /// How often the parts of a running server are looked at until they fit together.
 pub(super) const LOOKS: u32 = 5;
@@ -43,6 +50,8 @@ pub(super) struct Source {
 pub(super) struct Base {
     /// `None` is the empty store, or a part that makes all of a state.
     pub checkpoint: Option<StoredCheckpoint>,
+    /// Where it lies, if that is not among the checkpoints of the server.
+    pub past: Option<Rc<StoredCheckpoints>>,
     /// Its instant, in Unix milliseconds: nothing before it can be had from here.
     pub at_ms: u64,
     /// What goes on from it; `Err` when nothing does, and why.
@@ -130,17 +139,57 @@ impl Source {
             let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
             let chain = chain.map_err(without_refusal).and_then(some_part);
             let at_ms = checkpoint.taken_at_ms;
-            bases.push(Base { checkpoint: Some(checkpoint), at_ms, chain });
+            bases.push(Base { checkpoint: Some(checkpoint), past: None, at_ms, chain });
         }
         for until_ms in [None, until_ms] {
-            if let Ok(chain) = self.parts()?.chain_until(Origin::Empty, until_ms)
-                && let Some(at_ms) = begins_at(&chain)
-            {
-                bases.push(Base { checkpoint: None, at_ms, chain: Ok(chain) });
+            bases.extend(self.begun(until_ms)?);
+        }
+        bases.sort_by_key(|base| std::cmp::Reverse(base.at_ms));
+        Ok(bases)
+    }
+
+    /// The newest base in the append-only file that serves the time `until_ms`.
+    fn begun(&self, until_ms: Option<u64>) -> Result<Option<Base>, ToolError> {
+        let Ok(chain) = self.parts()?.chain_until(Origin::Empty, until_ms) else { return Ok(None) };
+        let base = begins_at(&chain);
+        Ok(base.map(|at_ms| Base { checkpoint: None, past: None, at_ms, chain: Ok(chain) }))
+    }
+
+    /// The bases that history keeps, the latest first.
+    pub fn past(&self, current: Option<&StoredCheckpoints>) -> Result<Vec<Base>, ToolError> {
+        let mut bases = Vec::new();
+        for (_, found) in self.saved(current)? {
+            // What is of no use is no base.
+            let Ok(found) = found.map(Rc::new) else { continue };
+            for checkpoint in found.checkpoints() {
+                let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
+                let chain = chain.map_err(without_refusal).and_then(some_part);
+                let at_ms = checkpoint.taken_at_ms;
+                let past = Some(Rc::clone(&found));
+                bases.push(Base { checkpoint: Some(checkpoint), past, at_ms, chain });
+            }
+        }
+        // Each base in the append-only file, from the newest to the oldest.
+        let mut until_ms = None;
+        while let Some(base) = self.begun(until_ms)? {
+            if until_ms.is_some_and(|until| base.at_ms > until) {
+                break;
+            }
+            until_ms = base.at_ms.checked_sub(1);
+            bases.push(base);
+            if until_ms.is_none() {
+                break;
             }
         }
         bases.sort_by_key(|base| std::cmp::Reverse(base.at_ms));
         Ok(bases)
+    }
+
+    /// The checkpoints that history keeps.
+    pub fn saved(&self, current: Option<&StoredCheckpoints>) -> Result<Vec<Saved>, ToolError> {
+        let folder = self.directory.join(crate::history::FOLDER);
+        crate::history::saved(&self.directory, &self.names.stem, current)
+            .map_err(failed("read", &folder))
     }
 }
 
@@ -246,11 +295,17 @@ impl Reach {
 
 /// The instants that the bases give, in words.
 pub(super) fn range(bases: &[Base]) -> String {
-    let mut spans: Vec<(u64, u64)> =
-        bases.iter().map(|base| (base.at_ms, base.reach(u64::MAX).end_ms)).collect();
-    spans.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (from, to) in spans {
+    let mut bases: Vec<_> = bases.iter().collect();
+    bases.sort_by_key(|base| base.at_ms);
+    let (mut merged, mut is_all): (Vec<(u64, u64)>, bool) = (Vec::new(), false);
+    for base in bases {
+        // One that comes to the end covers all that begin behind it.
+        if is_all && base.is_alone().is_none() {
+            continue;
+        }
+        let reach = base.reach(u64::MAX);
+        is_all |= reach.stop.is_none() && base.is_alone().is_none();
+        let (from, to) = (base.at_ms, reach.end_ms);
         match merged.last_mut() {
             Some(last) if from <= last.1 => last.1 = last.1.max(to),
             _ => merged.push((from, to)),

@@ -15,6 +15,8 @@ pub mod restore;
 mod staging;
 mod wire;
 
+pub(crate) use staging::Staging;
+
 use clap::{ArgMatches, Command};
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Counts bytes. Dropped, it leaves no trace on the terminal.
-pub(super) struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
     /// A bar of `bytes`; `verb` says what is done with them.
@@ -16,6 +16,11 @@ impl Bar {
         bar.set_style(style.expect("the template is a constant, which a test draws"));
         bar.set_message(verb);
         Self(bar)
+    }
+
+    /// A bar that nobody sees.
+    pub fn hidden() -> Self {
+        Self(ProgressBar::hidden())
     }
 
     /// So many bytes more are done.

@@ -145,7 +145,11 @@ impl Action {
         errors: &mut dyn Write,
     ) -> Result<(), Failure> {
         let checkpoints = source.checkpoints()?;
-        let bases = source.bases(checkpoints.as_ref(), self.time_ms)?;
+        let mut bases = source.bases(checkpoints.as_ref(), self.time_ms)?;
+        if self.time_ms.is_some() {
+            bases.extend(source.past(checkpoints.as_ref())?);
+            bases.sort_by_key(|base| std::cmp::Reverse(base.at_ms));
+        }
         if bases.is_empty() {
             return Err(Failure::Damaged(nothing(source)?));
         }
@@ -157,10 +161,9 @@ impl Action {
                 reasons.push(why);
                 continue;
             }
-            match self.stage(source, checkpoints.as_ref(), base, &reach) {
-                Ok(staging) => {
-                    return self.tell(&staging.told, base, &reach, checkpoints.as_ref(), out);
-                }
+            let checkpoints = base.past.as_deref().or(checkpoints.as_ref());
+            match self.stage(source, checkpoints, base, &reach) {
+                Ok(staging) => return self.tell(&staging.told, base, &reach, checkpoints, out),
                 Err(Failure::Damaged(why)) => {
                     writeln!(errors, "{}: {why}; an older one is tried", base.describe())
                         .map_err(ToolError::from)?;
@@ -286,8 +289,7 @@ impl Action {
                 told.to.display(),
                 format_time(state)
             )?;
-            let command =
-                start_command(&told.to, &self.names, checkpoints, !reach.parts.is_empty());
+            let command = start_command(&told.to, &self.names, checkpoints);
             writeln!(out, "start it with: {command}")
         };
         let told: io::Result<()> = { text }();
@@ -333,15 +335,11 @@ pub(super) fn start_command(
     to: &Path,
     names: &Names,
     checkpoints: Option<&StoredCheckpoints>,
-    has_aof: bool,
 ) -> String {
     let mut command = format!("ferrite --data-dir {}", to.display());
     let mut set = |name: &str, value: String| {
         command.push_str(&format!(" --set {name}={value}"));
     };
-    if has_aof {
-        set("persistence.aof_enabled", "true".into());
-    }
     if names.aof_file != "appendonly.aof" {
         set("persistence.aof_file", names.aof_file.clone());
     }

@@ -13,6 +13,7 @@
 use super::ToolError;
 use super::progress::Bar;
 use crate::aof::aside::directory_of;
+use ferrite_hybridlog::{StoredCheckpoint, StoredCheckpoints, StoredFile};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -24,7 +25,7 @@ const CHECKPOINTS: &str = "checkpoints";
 const STEP: u64 = 16 << 20;
 
 /// The directory that is being made. Dropped before [`Staging::finish`], it is removed.
-pub(super) struct Staging {
+pub(crate) struct Staging {
     folder: PathBuf,
     to: PathBuf,
     /// Held on `folder`, so that nobody takes it for what a killed tool has left.
@@ -38,14 +39,14 @@ pub(super) struct Staging {
 
 /// Files and their bytes.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Count {
+pub(crate) struct Count {
     pub files: u64,
     pub bytes: u64,
 }
 
 /// How a file comes into the new directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
+pub(crate) enum How {
     /// As a second name where that works, else as a copy.
     Link,
     /// As a copy.
@@ -120,6 +121,19 @@ impl Staging {
         }
         self.copy(from, &to, bytes, true, bar)?;
         self.link(name)
+    }
+
+    /// Gives the files of one checkpoint second names here, and writes a manifest of it alone.
+    pub fn link_checkpoint(
+        &mut self,
+        all: &StoredCheckpoints,
+        checkpoint: &StoredCheckpoint,
+    ) -> Result<(), ToolError> {
+        let bar = Bar::hidden();
+        for StoredFile { path, name, bytes, .. } in &checkpoint.files {
+            self.bring_checkpoint_file(path, name, *bytes, How::Link, &bar)?;
+        }
+        self.write_manifest(&all.manifest_name(), &all.manifest(Some(checkpoint.number)))
     }
 
     /// Writes the manifest.

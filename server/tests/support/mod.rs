@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,6 +32,12 @@ impl Server {
     /// The same, on data that may be there.
     pub fn ferrite_in(directory: Arc<tempfile::TempDir>, settings: &[&str]) -> Self {
         Self::started_by(Command::new(env!("CARGO_BIN_EXE_ferrite")), directory, settings)
+    }
+    /// Starts ferrite with an environment and settings.
+    pub fn ferrite_with(environment: &[(&str, PathBuf)], settings: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrite"));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::started_by(command, Arc::new(tempfile::tempdir().expect("a directory")), settings)
     }
     /// A server that a signal does not end, which would by default.
     pub fn ferrite_ignoring(signal: &str, settings: &[&str]) -> Self {
