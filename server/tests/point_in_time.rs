@@ -6,7 +6,7 @@
 //! acknowledged before T - 1 ms, and none that was sent after T + 1 ms, on a clock that never goes back,
 //! which is the server's: while the wall clock catches up, it stands.
 //!
-//! `POINT_IN_TIME` is how many instants are tried (6), `FERRITE_TEST_SEED` which ones.
+//! `POINT_IN_TIME` is how many instants are tried (4), `FERRITE_TEST_SEED` which ones.
 
 #[path = "support/clock.rs"]
 mod clock;
@@ -196,8 +196,8 @@ fn every_instant_within_the_retention_comes_back() {
     let clock = Clock::new();
     let latest = Latest { clock: &clock, seen_ms: AtomicU64::new(0) };
     let mut seed = setting("FERRITE_TEST_SEED", clock.now_ms()).max(1);
-    let instants = setting("POINT_IN_TIME", 6);
-    let share = if instants > 6 { 4 } else { 1 };
+    let instants = setting("POINT_IN_TIME", 4);
+    let share = if instants > 4 { 4 } else { 1 };
     let what = format!("FERRITE_TEST_SEED={seed}");
     let mut server = Server::ferrite_with(&clock.environment(), SETTINGS);
     let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
