@@ -13,14 +13,26 @@ use std::time::Duration;
 /// more slowly than that, whatever its size.
 const VERIFY_AT_START: u64 = 1 << 30;
 
+/// Pages that the window maps at most: the kernel allows a process some 65,000 mappings.
+pub(crate) const MAPPED_PAGES_MAX: u64 = 16 << 10;
+
+/// Addresses are reserved for so much of a log in memory, whatever the pages' size.
+const WINDOW_MAX: u64 = 1 << 38;
+/// What the smallest index of a store in memory is sized for unless more is known: it may grow to half
+/// of this.
+const INDEX_BASIS: u64 = 4 << 30;
+
 /// How a store is laid out. Sizes are in bytes.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The data directory. `checkpoints/` is made inside it.
     pub directory: PathBuf,
+    /// Where the log lies that has left the mutable region.
+    pub backend: Backend,
     /// Memory of the mutable region.
     pub mutable_size: u64,
-    /// Memory of the read-only region.
+    /// Memory of the read-only region. With [`Backend::Memory`] all of the log is in memory: so much of
+    /// it is read without a copy, and it costs nothing to name much.
     pub readonly_size: u64,
     /// A page: the unit held in memory. A power of two from 4 KiB to 64 MiB.
     pub page_size: u64,
@@ -54,8 +66,25 @@ pub struct Config {
     /// stands at the last checkpoint until [`crate::Store::redo`] is called: what had not expired then
     /// does not expire while the log of an earlier run is replayed.
     pub redo_ring_size: u64,
+    /// With [`Backend::Memory`]: the memory from which the smallest index is sized, in bytes. Otherwise it
+    /// is that of mutable and read-only region.
+    pub index_basis: u64,
+    /// The highest number of a checkpoint that is known to have been begun, 0 for none: the numbers of
+    /// this store's are above it. For [`Backend::Memory`], whose files do not tell of attempts that
+    /// failed; whoever keeps a redo log with the numbers knows.
+    pub numbers_used: u64,
     /// Where [`crate::Store::open`] tells how far it has come.
     pub progress: Arc<Progress>,
+}
+
+/// Where the log lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// In files: memory holds the newest part. A checkpoint writes what is new.
+    #[default]
+    HybridLog,
+    /// In memory, all of it. A checkpoint is one file with everything.
+    Memory,
 }
 
 /// How the device does its I/O.
@@ -75,6 +104,7 @@ impl Config {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            backend: Backend::HybridLog,
             mutable_size: 256 << 20,
             readonly_size: 256 << 20,
             page_size: 4 << 20,
@@ -89,8 +119,21 @@ impl Config {
             rebuild_index: false,
             backup_hold: Duration::ZERO,
             redo_ring_size: 0,
+            index_basis: INDEX_BASIS,
+            numbers_used: 0,
             progress: Arc::default(),
         }
+    }
+
+    /// Makes it a store in memory ([`Backend::Memory`]) that may take about `most` bytes; 0 is unknown.
+    /// Sizes what such a store does not ask for: as much window as there can be, segments of a few pages
+    /// (at most), since that is what compaction gives back at a time, and the index.
+    pub fn in_memory(mut self, most: u64) -> Self {
+        self.backend = Backend::Memory;
+        self.readonly_size = ((MAPPED_PAGES_MAX - 1) * self.page_size).min(WINDOW_MAX);
+        self.segment_size = self.segment_size.min(4 * self.page_size);
+        self.index_basis = if most > 0 { most } else { INDEX_BASIS };
+        self
     }
 
     /// The longest value that fits beside a key of `key_length` bytes.
@@ -118,6 +161,14 @@ impl Config {
             ));
         }
         let mutable_pages = (self.mutable_size / self.page_size).clamp(1, frames - 1);
+        let readonly_pages = frames - mutable_pages;
+        if self.backend == Backend::Memory && readonly_pages > MAPPED_PAGES_MAX {
+            return Err(bad(
+                "readonly_size",
+                self.readonly_size,
+                &format!("at most {MAPPED_PAGES_MAX} pages"),
+            ));
+        }
         Ok(Geometry {
             page_words: self.page_size / 8,
             segment_words: self.segment_size / 8,
@@ -129,7 +180,11 @@ impl Config {
     /// log2 of the buckets of the smallest index: 1/512 of the memory, 64 bytes a bucket, so that a
     /// walk over few keys is short and the largest table (256 times that) is half of the memory.
     pub(crate) fn index_smallest_bits(&self) -> u32 {
-        let buckets = (self.mutable_size + self.readonly_size) / 512 / 64;
+        let basis = match self.backend {
+            Backend::HybridLog => self.mutable_size + self.readonly_size,
+            Backend::Memory => self.index_basis,
+        };
+        let buckets = basis / 512 / 64;
         buckets.max(1).ilog2().clamp(4, 20)
     }
 }

@@ -51,6 +51,17 @@ pub enum OpenError {
         /// What the operator can do.
         advice: String,
     },
+    /// The files were written by a store of another backend.
+    #[error(
+        "{path} was written by a store of backend {made_by}; open it with that one, or choose \
+         another directory"
+    )]
+    OtherBackend {
+        /// The file.
+        path: PathBuf,
+        /// `hybridlog` or `memory`.
+        made_by: &'static str,
+    },
     /// The index image of the newest checkpoint is missing or damaged. The log is whole as far as
     /// is known, and the index can be made from it.
     #[error(

@@ -33,7 +33,7 @@ mod waits;
 pub use checkpoint::CheckpointReport;
 pub use checkpoint::recover::Recovery;
 pub use checkpoint::stored::{StoredCheckpoint, StoredCheckpoints, StoredFile};
-pub use config::{Config, IoChoice};
+pub use config::{Backend, Config, IoChoice};
 pub use error::{CheckpointError, CompactError, OpenError, OperationError};
 pub use progress::Progress;
 pub use redo::{RedoEffect, RedoEntry, RedoReader};

@@ -12,10 +12,12 @@ mod support;
 
 use ferrite_hybridlog::device::fault::{Completion, FaultDevice};
 use ferrite_hybridlog::device::{Device, FileId};
-use ferrite_hybridlog::{BlockingSession, Change, Config, Database, Store, Value};
+use ferrite_hybridlog::{Backend, BlockingSession, Change, Config, Database, Store, Value};
 use proptest::prelude::*;
 use std::sync::Arc;
-use support::{Entry, FUTURE, Model, PAST, check, colliding_keys, entry_of, layout, walk};
+use support::{
+    Entry, FUTURE, Model, PAST, check, colliding_keys, entry_of, in_memory, layout, walk,
+};
 
 /// Groups of colliding keys, and keys in each.
 const GROUPS: usize = 4;
@@ -235,6 +237,10 @@ struct Pair {
 impl Pair {
     fn new(config: Config, disk: Disk) -> Self {
         let store = disk.open(&config);
+        if config.backend == Backend::Memory {
+            // Before the first one it has no file.
+            store.checkpoint().expect("checkpoints");
+        }
         let mut keys = colliding_keys(&disk.manifest(), GROUPS, EACH);
         keys.extend(LONG.map(|length| vec![b'k'; length]));
         keys.extend((0..MORE).map(|i| format!("more {i}").into_bytes()));
@@ -609,6 +615,25 @@ proptest! {
         let mut config = layout("simulated".as_ref(), 16 << 10, 8);
         config.compress_images = false;
         config.block_cache_size = 64 << 10;
+        live(config, simulated(), &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn a_store_in_memory_equals_the_model(steps in prop::collection::vec(step(), 1..120)) {
+        live(in_memory(layout("simulated".as_ref(), 4096, 4)), simulated(), &steps);
+    }
+
+    /// Most of its log is read from where it is mapped.
+    #[test]
+    fn a_store_in_memory_with_a_wide_window_equals_the_model(
+        steps in prop::collection::vec(step(), 1..160),
+    ) {
+        let mut config = in_memory(layout("simulated".as_ref(), 4096, 4));
+        (config.readonly_size, config.compress_images) = (256 << 10, false);
         live(config, simulated(), &steps);
     }
 }

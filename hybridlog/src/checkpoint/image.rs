@@ -15,6 +15,7 @@ use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::store::Inner;
 use crate::sync::mutant;
 use crate::tier::raw::block_crc;
+use crc_fast::{CrcAlgorithm, Digest};
 use ferrite_index::{Address, KeyHash, read_image};
 use std::io;
 use std::time::Instant;
@@ -30,22 +31,28 @@ const SECTION: usize = 1 << 18;
 pub(crate) struct Written {
     /// Its length in bytes.
     pub bytes: u64,
+    /// The CRC32C of all of them.
+    pub crc: u32,
     /// How often it rested on the way.
     #[cfg_attr(any(not(test), loom), expect(dead_code, reason = "only a test asks"))]
     pub rests: u32,
 }
 
-/// Writes and syncs image `number`. Paced, since work goes on: after each section it rests for as
-/// long as that took, unless the index waits for it to grow.
-pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<Written> {
-    let device = &*inner.log.device;
-    let file = FileId::Index(number);
-    device.create(file, 0)?;
+/// Writes and syncs an image into a file that is there, from `offset` on. Paced, since work goes on:
+/// after each section it rests for as long as that took, unless the index waits for it to grow.
+pub(crate) fn write(
+    inner: &Inner,
+    device: &dyn Device,
+    file: FileId,
+    offset: u64,
+) -> io::Result<Written> {
     let mut out = Sections {
         device,
         file,
         compress: inner.config.compress_images,
+        offset,
         written: 0,
+        crc: Digest::new(CrcAlgorithm::Crc32Iscsi),
         sections: 0,
         pending: MAGIC.to_vec(),
     };
@@ -74,7 +81,8 @@ pub(crate) fn write(inner: &Inner, number: u64) -> io::Result<Written> {
             out.section(u32::from(slot.number), &raw)?;
         }
     }
-    Ok(Written { bytes: out.finish()?, rests: pace.rests })
+    let (bytes, crc) = out.finish()?;
+    Ok(Written { bytes, crc, rests: pace.rests })
 }
 
 /// Leaves others their share of the processor.
@@ -98,7 +106,10 @@ struct Sections<'a> {
     device: &'a dyn Device,
     file: FileId,
     compress: bool,
+    /// Where in the file it begins.
+    offset: u64,
     written: u64,
+    crc: Digest,
     sections: u32,
     pending: Vec<u8>,
 }
@@ -122,12 +133,14 @@ impl Sections<'_> {
     fn flush(&mut self) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.pending);
         let length = bytes.len() as u64;
-        blocking::write(self.device, self.file, self.written, bytes)?;
+        self.crc.update(&bytes);
+        blocking::write(self.device, self.file, self.offset + self.written, bytes)?;
         self.written += length;
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<u64> {
+    /// Bytes of the image and their checksum.
+    fn finish(mut self) -> io::Result<(u64, u32)> {
         let fields = [END.to_le_bytes(), self.sections.to_le_bytes(), [0; 4]].concat();
         self.pending.extend_from_slice(&fields);
         self.pending.extend_from_slice(&block_crc(&fields).to_le_bytes());
@@ -135,7 +148,7 @@ impl Sections<'_> {
         self.pending.resize(length - self.written as usize, 0);
         self.flush()?;
         blocking::sync(self.device, self.file)?;
-        Ok(self.written)
+        Ok((self.written, self.crc.finalize() as u32))
     }
 }
 
@@ -152,7 +165,7 @@ pub(crate) fn read(
     device: &dyn Device,
     image: &ImageRef,
     smallest_bits: u32,
-    mut entry: impl FnMut(u32, KeyHash, bool, Address),
+    entry: impl FnMut(u32, KeyHash, bool, Address),
 ) -> Result<(), (u64, String)> {
     let file = FileId::Index(image.number);
     if !image.length.is_multiple_of(ALIGNMENT as u64) {
@@ -166,6 +179,15 @@ pub(crate) fn read(
         }
         _ => (0, format!("it cannot be read: {e}")),
     })?;
+    parse(&bytes, smallest_bits, entry)
+}
+
+/// The same of an image's bytes.
+pub(crate) fn parse(
+    bytes: &[u8],
+    smallest_bits: u32,
+    mut entry: impl FnMut(u32, KeyHash, bool, Address),
+) -> Result<(), (u64, String)> {
     let damaged = |at: usize, what: String| (at as u64, what);
     if bytes.get(..8) != Some(MAGIC) {
         return Err(damaged(0, "it does not start as an index image".into()));
@@ -181,7 +203,11 @@ pub(crate) fn read(
             if crc != block_crc(&head[..12]) || raw_length != sections {
                 return Err(damaged(at, "its end mark is damaged".into()));
             }
-            return Ok(());
+            let rest = &bytes[at + 16..];
+            return match rest.iter().position(|byte| *byte != 0) {
+                None => Ok(()),
+                Some(n) => Err(damaged(at + 16 + n, "nothing belongs behind its end".into())),
+            };
         }
         at += 16;
         let stored = bytes
@@ -231,14 +257,19 @@ mod tests {
         };
         // Eight bytes an entry.
         (0..3 * SECTION / 8).for_each(|_| put());
-        let written = write(store.inner(), 901).expect("writes");
+        let write = |number| {
+            let device = &*store.inner().log.device;
+            device.create(FileId::Index(number), 0).expect("creates");
+            write(store.inner(), device, FileId::Index(number), 0).expect("writes")
+        };
+        let written = write(901);
         assert!(written.rests >= 3, "{} rests in {} bytes", written.rests, written.bytes);
 
         let hold = index.hold_growth();
         while !index.wants_to_grow() {
             put();
         }
-        let written = write(store.inner(), 902).expect("writes");
+        let written = write(902);
         assert_eq!(written.rests, 0, "what waits for it would wait longer");
         drop(hold);
     }

@@ -21,6 +21,11 @@ use crate::tier::raw::block_crc;
 const MAGIC: &[u8; 8] = b"FERRCKPT";
 const VERSION: u32 = 3;
 
+/// Whether a file begins as a manifest.
+pub(crate) fn is_manifest(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub store_id: [u8; 16],

@@ -10,6 +10,9 @@
 //! 4. The manifest is written from that copy alone, synced, renamed. It *is* the checkpoint.
 //! 5. What no kept checkpoint needs is dropped.
 //!
+//! A store in memory does the same, but that its log is flushed to memory and that step 4 is one file
+//! with all of it ([`snapshot`]); what steps 1 and 5 write and drop is in memory too.
+//!
 //! The image is complete before the cut, so every address in it is below `cut`. The cost is what
 //! changed, never the size of the data set.
 
@@ -18,11 +21,12 @@ pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod manifest;
 pub(crate) mod recover;
+pub(crate) mod snapshot;
 pub(crate) mod stored;
 
 use crate::CheckpointError;
 use crate::config::BLOCK_WORDS;
-use crate::device::{ALIGNMENT, FileId, blocking};
+use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::health::Shortage;
 use crate::redo;
 use crate::store::Inner;
@@ -79,9 +83,13 @@ impl Checkpointer {
         Self { manifest, start, reserved: false, held: Held::default() }
     }
 
-    /// The oldest checkpoint that is kept, and the oldest whose files are.
-    fn oldest(&self) -> Option<(u64, u64)> {
-        let kept = self.manifest.checkpoints.last()?.number;
+    /// The oldest checkpoint that is kept, and the oldest whose files are or that a copy may have begun
+    /// with.
+    fn oldest(&self, inner: &Inner) -> Option<(u64, u64)> {
+        let kept = match &inner.snapshots {
+            Some(snapshots) => snapshots.oldest()?,
+            None => self.manifest.checkpoints.last()?.number,
+        };
         Some((kept, self.held.oldest().map_or(kept, |held| held.min(kept))))
     }
 }
@@ -108,7 +116,42 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     let written_before = inner.log.counters.write_bytes.load(Ordering::Relaxed);
     refuse_when_broken(inner)?;
     let number = reserve_number(inner, &mut state)?;
-    let (image, image_bytes) = image_for(inner, &state, number)?;
+    let taken = steps(inner, &mut state, number);
+    if taken.is_err()
+        && let Some(snapshots) = &inner.snapshots
+        && let Err(e) = snapshots.discard()
+    {
+        tracing::warn!("what the failed checkpoint has left stays until the next one: {e}");
+    }
+    let Taken { taken_at_ms, written_bytes } = taken?;
+    let (oldest_kept, oldest_held) = state.oldest(inner).unwrap_or((number, number));
+    let flushed = match &inner.snapshots {
+        Some(_) => 0,
+        None => inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before,
+    };
+    Ok(CheckpointReport {
+        number,
+        taken_at_ms,
+        oldest_kept,
+        oldest_held,
+        bytes_written: flushed + written_bytes,
+        duration: since.elapsed(),
+    })
+}
+
+/// A checkpoint that is durable.
+struct Taken {
+    taken_at_ms: u64,
+    /// Bytes written for it, but those of the log's files.
+    written_bytes: u64,
+}
+
+fn steps(
+    inner: &Arc<Inner>,
+    state: &mut Checkpointer,
+    number: u64,
+) -> Result<Taken, CheckpointError> {
+    let (image, image_bytes, image_crc) = image_for(inner, state, number)?;
     flush_ahead(inner)?;
     let cut = cut(inner, number)?;
     if !mutant!("cut_without_flush") {
@@ -118,25 +161,51 @@ pub(crate) fn take(inner: &Arc<Inner>) -> Result<CheckpointReport, CheckpointErr
     redo::wait_until_cut(inner, number);
     let (taken_at_ms, made_at) = (cut.taken_at_ms, cut.made_at);
     let geometry = &inner.log.geometry;
-    let manifest = next_manifest(&state, number, image, cut, geometry.segment_words);
-    hold::wait_until_listed(&inner.hold, &state.manifest, &manifest, made_at);
-    let manifest_bytes = persist(inner, &manifest)?;
+    let mut manifest = next_manifest(state, number, image, cut, geometry.segment_words);
+    let written_bytes = if let Some(snapshots) = &inner.snapshots {
+        // What an earlier one needs is in its file.
+        manifest.checkpoints.truncate(1);
+        let (log, compress) = (&*inner.log.device, inner.config.compress_images);
+        snapshots.finish(log, geometry, &manifest, image_crc, compress).map_err(|e| {
+            let path = snapshots.home.path(FileId::Manifest);
+            failed(&format!("writing {}", path.display()), e)
+        })?
+    } else {
+        hold::wait_until_listed(&inner.hold, &state.manifest, &manifest, made_at);
+        image_bytes + persist(inner, &manifest)?
+    };
     let replaced = std::mem::replace(&mut state.manifest, manifest);
     state.held.note(&replaced, geometry);
     state.reserved = true;
-    inner.compaction.checkpointed(&state.manifest);
     state.held.release(inner.hold.duration());
-    forget(inner, &state);
-    let (oldest_kept, oldest_held) = state.oldest().unwrap_or((number, number));
-    let flushed = inner.log.counters.write_bytes.load(Ordering::Relaxed) - written_before;
-    Ok(CheckpointReport {
-        number,
-        taken_at_ms,
-        oldest_kept,
-        oldest_held,
-        bytes_written: flushed + image_bytes + manifest_bytes,
-        duration: since.elapsed(),
-    })
+    if inner.snapshots.is_some() {
+        inner.hold.note_bytes(0, written_bytes);
+    } else {
+        inner.compaction.checkpointed(&state.manifest);
+        forget(inner, state);
+    }
+    Ok(Taken { taken_at_ms, written_bytes })
+}
+
+/// Gives the memory back of what a store in memory has compacted. Nothing on a disk needs it: each
+/// checkpoint is whole. Waits for one that is being taken.
+pub(crate) fn give_back(inner: &Inner) {
+    assert_unpinned();
+    let _state = inner.checkpointer.locked();
+    let log = &inner.log;
+    log.truncate(inner.compaction.compacted());
+    let begin = log.boundaries.begin();
+    inner.compaction.gave_back(begin);
+    let first = log.geometry.segment_of(begin);
+    // A memory device lists without an error.
+    for file in log.device.list().unwrap_or_default() {
+        if let FileId::Segment(n) | FileId::Side(n) = file
+            && n < first
+            && let Err(e) = log.device.remove(file)
+        {
+            tracing::warn!("giving memory of the log back failed: {e}");
+        }
+    }
 }
 
 fn failed(what: &str, error: impl std::fmt::Display) -> CheckpointError {
@@ -152,29 +221,39 @@ fn refuse_when_broken(inner: &Inner) -> Result<(), CheckpointError> {
 
 /// A number that no attempt has had, whatever became of it: it is in a durable manifest before
 /// anything has its name. Each checkpoint's manifest keeps the next one's; after a failed attempt,
-/// or a start, one is written for that alone.
+/// or a start, one is written for that alone. (A store in memory has [`crate::Config::numbers_used`]
+/// for what was begun before its start.)
 fn reserve_number(inner: &Inner, state: &mut Checkpointer) -> Result<u64, CheckpointError> {
     if !state.reserved {
         let mut manifest = state.manifest.clone();
         manifest.next_number += 1;
-        persist(inner, &manifest)?;
+        if inner.snapshots.is_none() {
+            persist(inner, &manifest)?;
+        }
         state.manifest = manifest;
     }
     state.reserved = false;
     Ok(state.manifest.next_number - 1)
 }
 
-/// A new image, or the last one when little of the log is new.
+/// A new image, or the last one when little of the log is new; the bytes that were written for it, and
+/// their checksum.
 fn image_for(
     inner: &Arc<Inner>,
     state: &Checkpointer,
     number: u64,
-) -> Result<(ImageRef, u64), CheckpointError> {
+) -> Result<(ImageRef, u64, u32), CheckpointError> {
     let tail = inner.log.tail.load();
-    if let Some(last) = state.manifest.newest().map(|c| c.image).filter(|i| i.number > 0) {
+    let (device, file, offset): (&dyn Device, _, _) = match &inner.snapshots {
+        Some(snapshots) => (&*snapshots.home, FileId::ManifestNew, snapshot::IMAGE_AT),
+        None => (&*inner.log.device, FileId::Index(number), 0),
+    };
+    if inner.snapshots.is_none()
+        && let Some(last) = state.manifest.newest().map(|c| c.image).filter(|i| i.number > 0)
+    {
         let grown = (tail - last.fuzzy_start) * 8;
         if grown < inner.index_bytes() / IMAGE_SHARE && last.fuzzy_start >= state.start {
-            return Ok((last, 0));
+            return Ok((last, 0, 0));
         }
     }
     let fuzzy_start = tail;
@@ -182,13 +261,18 @@ fn image_for(
     if !mutant!("image_without_grace") {
         inner.log.epoch.wait_until_safe(inner.log.epoch.bump());
     }
-    let written = image::write(inner, number).map_err(|e| {
+    let created = match &inner.snapshots {
+        Some(snapshots) => snapshots.begin(),
+        None => device.create(file, 0),
+    };
+    let written = created.and_then(|()| image::write(inner, device, file, offset));
+    let written = written.map_err(|e| {
         // What is there of it only takes space; the next start removes it at the latest.
-        drop(inner.log.device.remove(FileId::Index(number)));
+        drop(device.remove(file));
         failed("writing the index image", e)
     })?;
     let length = written.bytes;
-    Ok((ImageRef { number, fuzzy_start, length }, length))
+    Ok((ImageRef { number, fuzzy_start, length }, length, written.crc))
 }
 
 /// Makes most of the log read-only before the cut does it with all of it, in steps that the disk
@@ -368,7 +452,7 @@ fn manifest_file(manifest: &Manifest) -> Vec<u8> {
 }
 
 /// Writes the manifest under its name, which is durable once the directory is synced.
-fn write_manifest(device: &dyn crate::device::Device, manifest: &Manifest) -> std::io::Result<u64> {
+fn write_manifest(device: &dyn Device, manifest: &Manifest) -> std::io::Result<u64> {
     let bytes = manifest_file(manifest);
     let length = bytes.len() as u64;
     match device.remove(FileId::ManifestNew) {
@@ -407,8 +491,10 @@ fn release(inner: &Inner, release: impl FnOnce(&mut Held) -> bool) -> Option<u64
     if !release(&mut state.held) {
         return None;
     }
-    forget(inner, &state);
-    state.oldest().map(|(_, held)| held)
+    if inner.snapshots.is_none() {
+        forget(inner, &state);
+    }
+    state.oldest(inner).map(|(_, held)| held)
 }
 
 /// Drops images and whole segments that no kept checkpoint names, and no manifest of late.
@@ -428,7 +514,7 @@ fn forget(inner: &Inner, state: &Checkpointer) {
                 (manifest.checkpoints.iter().all(|c| c.image.number != n), held.needs_image(n))
             }
             FileId::Segment(n) | FileId::Side(n) => (n < first, held.needs_segment(n)),
-            FileId::Manifest | FileId::ManifestNew => (false, false),
+            FileId::Manifest | FileId::ManifestNew | FileId::Previous => (false, false),
         };
         let size = || log.device.size(file).unwrap_or(0);
         if !unneeded {

@@ -15,6 +15,7 @@
 use super::blocks::{newest_first, pieces, read_verified};
 use super::image;
 use super::manifest::{Checkpoint, Manifest};
+use super::snapshot::is_snapshot;
 use crate::OpenError;
 use crate::Progress;
 use crate::config::{BLOCK_WORDS, Config, Geometry};
@@ -116,8 +117,7 @@ fn read_manifest(
     geometry: &Geometry,
 ) -> Result<Manifest, OpenError> {
     let manifest = read_stored_manifest(device)?;
-    same("page_size", manifest.page_words * 8, geometry.page_words * 8)?;
-    same("segment_size", manifest.segment_words * 8, geometry.segment_words * 8)?;
+    same_sizes(&manifest, geometry)?;
     let slots = manifest.newest().map_or(0, |c| c.slots.len());
     if slots > usize::from(config.databases) {
         return Err(OpenError::Config {
@@ -142,12 +142,21 @@ pub(crate) fn read_stored_manifest(device: &dyn Device) -> Result<Manifest, Open
         found,
         advice: "put back a copy of the folder, or move it aside to start empty".into(),
     };
+    if is_snapshot(&bytes) {
+        return Err(OpenError::OtherBackend { path: device.path(file), made_by: "memory" });
+    }
     let manifest = Manifest::decode(&bytes).map_err(damaged)?;
     if manifest.hash_algorithm != ALGORITHM_ID {
         let found = format!("it names hash algorithm {}", manifest.hash_algorithm);
         return Err(damaged((32, found)));
     }
     Ok(manifest)
+}
+
+/// Whether the store was made with the sizes that are asked for.
+pub(crate) fn same_sizes(manifest: &Manifest, geometry: &Geometry) -> Result<(), OpenError> {
+    same("page_size", manifest.page_words * 8, geometry.page_words * 8)?;
+    same("segment_size", manifest.segment_words * 8, geometry.segment_words * 8)
 }
 
 fn same(setting: &'static str, stored: u64, configured: u64) -> Result<(), OpenError> {
@@ -178,6 +187,7 @@ pub(crate) fn recover(
     epoch: &Arc<Epoch>,
     mut manifest: Manifest,
 ) -> Result<Recovered, OpenError> {
+    manifest.next_number = manifest.next_number.max(config.numbers_used + 1);
     let secret = HashSecret::from_bytes(manifest.hash_secret);
     let files = device.list().map_err(|e| io_error("list", &**device, FileId::Manifest, e))?;
     let known = (manifest.next_number, manifest.next_segment);
@@ -231,7 +241,7 @@ fn raise_marks(
                 (&mut manifest.next_segment, n, ADDRESSES / geometry.segment_words)
             }
             FileId::Index(n) => (&mut manifest.next_number, n, u64::MAX),
-            FileId::Manifest | FileId::ManifestNew => continue,
+            FileId::Manifest | FileId::ManifestNew | FileId::Previous => continue,
         };
         if number >= limit - 1 {
             return Err(OpenError::Damaged {
@@ -530,15 +540,17 @@ fn remove_strangers(
                 segments_of(geometry, c).any(|(segment, _)| segment == n)
             }
             FileId::Index(n) => c.image.number == n,
-            FileId::Manifest | FileId::ManifestNew => false,
+            FileId::Manifest | FileId::ManifestNew | FileId::Previous => false,
         })
     };
     let is_witness = |file: &FileId| match *file {
         FileId::Segment(n) | FileId::Side(n) => n + 1 == manifest.next_segment,
         FileId::Index(n) => n + 1 == manifest.next_number,
-        FileId::Manifest | FileId::ManifestNew => false,
+        FileId::Manifest | FileId::ManifestNew | FileId::Previous => false,
     };
-    let strangers = files.iter().filter(|f| **f != FileId::Manifest && !is_named(f));
+    // What a store in memory has kept is somebody's data.
+    let stays = |f: &FileId| matches!(f, FileId::Manifest | FileId::Previous);
+    let strangers = files.iter().filter(|f| !stays(f) && !is_named(f));
     let (witnesses, others): (Vec<_>, Vec<_>) = strangers.partition(|f| is_witness(f));
     let remove = |files: Vec<&FileId>| {
         for file in files {

@@ -8,6 +8,7 @@ use super::blocks::{pieces, read_verified};
 use super::image;
 use super::manifest::{Checkpoint, Manifest};
 use super::recover;
+use super::snapshot::Snapshot;
 use crate::OpenError;
 use crate::config::{BLOCK_WORDS, Geometry};
 use crate::device::{Device, FileId, Mapping, Request, home_of};
@@ -24,6 +25,8 @@ pub struct StoredCheckpoints {
     is_copy: bool,
     manifest: Manifest,
     geometry: Geometry,
+    /// Of a store in memory: its files, each with a checkpoint, the newest first.
+    snapshots: Vec<Snapshot>,
 }
 
 /// One of them.
@@ -69,10 +72,32 @@ impl StoredCheckpoints {
         if !recover::manifest_is_there(&folder)? {
             return Ok(None);
         }
-        let manifest = recover::read_stored_manifest(&folder)?;
+        let mut snapshots = Vec::new();
+        let manifest = match recover::read_stored_manifest(&folder) {
+            Err(OpenError::OtherBackend { .. }) => {
+                snapshots.push(Snapshot::open(&folder, FileId::Manifest)?);
+                // One that is damaged is none; `faults` tells of it. And it may be a second name of the
+                // newest, made a moment before that got another.
+                let previous = Snapshot::open(&folder, FileId::Previous).ok();
+                let is_another = |s: &Snapshot| s.checkpoint() != snapshots[0].checkpoint();
+                let previous = previous.filter(is_another);
+                snapshots.extend(previous);
+                let mut manifest = snapshots[0].manifest.clone();
+                let all = snapshots.iter().map(|s| s.checkpoint().clone());
+                manifest.checkpoints = all.collect();
+                manifest
+            }
+            other => other?,
+        };
         let (page_words, segment_words) = (manifest.page_words, manifest.segment_words);
         let geometry = Geometry { page_words, segment_words, frames: 2, mutable_pages: 1 };
-        Ok(Some(Self { folder, is_copy, manifest, geometry }))
+        Ok(Some(Self { folder, is_copy, manifest, geometry, snapshots }))
+    }
+
+    /// Whether the checkpoints are those of a store in memory: each is one file, which under the
+    /// manifest's name is a store. There is no manifest beside them then.
+    pub fn is_in_memory(&self) -> bool {
+        !self.snapshots.is_empty()
     }
 
     /// The folder of the files.
@@ -118,6 +143,11 @@ impl StoredCheckpoints {
             is_final,
         };
         let mut files = Vec::new();
+        let snapshot = self.snapshots.iter().find(|s| s.checkpoint() == checkpoint);
+        if let Some(snapshot) = snapshot {
+            files.push(file(snapshot.file, snapshot.length, true));
+            return StoredCheckpoint { files, ..self.described(checkpoint) };
+        }
         if checkpoint.image.number > 0 {
             let image = checkpoint.image;
             files.push(file(FileId::Index(image.number), image.length, true));
@@ -128,16 +158,22 @@ impl StoredCheckpoints {
             files.push(file(FileId::Segment(segment), bytes, is_final));
             files.push(file(FileId::Side(segment), recover::side_bytes(bytes), is_final));
         }
+        StoredCheckpoint { files, ..self.described(checkpoint) }
+    }
+
+    /// All but the files.
+    fn described(&self, checkpoint: &Checkpoint) -> StoredCheckpoint {
         StoredCheckpoint {
             number: checkpoint.number,
             taken_at_ms: checkpoint.taken_at_ms,
             keys: checkpoint.slots.iter().map(|s| s.keys).sum(),
             log_bytes: recover::bytes_from(checkpoint, checkpoint.begin),
-            files,
+            files: Vec::new(),
         }
     }
 
-    /// The manifest with all checkpoints, or with one alone, as it is to be written to a file.
+    /// The manifest with all checkpoints, or with one alone, as it is to be written to a file (which a
+    /// store in memory does not have).
     ///
     /// # Panics
     /// When there is no checkpoint of that number.
@@ -167,6 +203,14 @@ impl StoredCheckpoints {
     ) -> Vec<OpenError> {
         let wanted = |file: FileId| wanted(&file.name(&self.folder.stem));
         let mut faults = Vec::new();
+        if self.is_in_memory() {
+            let all = self.snapshots.iter().filter(|snapshot| wanted(snapshot.file));
+            faults.extend(all.filter_map(|snapshot| snapshot.fault(&self.folder, &mut read)));
+            if wanted(FileId::Previous) && self.folder.size(FileId::Previous).is_ok() {
+                faults.extend(Snapshot::open(&self.folder, FileId::Previous).err());
+            }
+            return faults;
+        }
         let mut images: Vec<_> = self.manifest.checkpoints.iter().map(|c| c.image).collect();
         images.retain(|image| image.number > 0 && wanted(FileId::Index(image.number)));
         images.dedup();
@@ -258,6 +302,9 @@ impl Device for Folder {
         refused()
     }
     fn rename(&self, _: FileId, _: FileId) -> io::Result<()> {
+        refused()
+    }
+    fn link(&self, _: FileId, _: FileId) -> io::Result<()> {
         refused()
     }
     fn list(&self) -> io::Result<Vec<FileId>> {
@@ -397,5 +444,55 @@ mod tests {
         fs::remove_file(find().manifest_path()).expect("removed");
         let told = StoredCheckpoints::find(directory.path(), "ferrite").err().expect("refused");
         assert!(told.to_string().contains("the manifest is missing"), "{told}");
+    }
+
+    #[test]
+    fn the_checkpoints_of_a_store_in_memory_are_a_file_each() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let in_memory = |directory: &Path| {
+            let mut config = config(directory);
+            config.backend = crate::Backend::Memory;
+            config
+        };
+        let store = Store::open(in_memory(directory.path())).expect("opens");
+        let taken = [0, 300].map(|first| {
+            put(&store, first..first + 300);
+            store.checkpoint().expect("taken").number
+        });
+        let find = |directory: &Path| {
+            let found = StoredCheckpoints::find(directory, "ferrite").expect("read");
+            found.expect("it is there")
+        };
+        let found = find(directory.path());
+        let checkpoints = found.checkpoints();
+        assert!(found.is_in_memory() && found.segment_size() == 16 << 10);
+        assert_eq!([checkpoints[0].number, checkpoints[1].number], [taken[1], taken[0]]);
+        assert_eq!([checkpoints[0].keys, checkpoints[1].keys], [600, 300]);
+        let mut read = 0;
+        assert!(found.faults(|_| true, |bytes| read += bytes).is_empty());
+        assert_eq!(read, found.bytes());
+        for checkpoint in &checkpoints {
+            let [file] = &checkpoint.files[..] else { panic!("{:?}", checkpoint.files) };
+            let copy = tempfile::tempdir().expect("a directory");
+            fs::copy(&file.path, copy.path().join(found.manifest_name())).expect("copied");
+            let store = Store::open(in_memory(copy.path())).expect("opens");
+            assert_eq!(store.recovery().checkpoint, Some(checkpoint.number));
+            assert_eq!(store.key_count(Database(0)).0, checkpoint.keys);
+            // Damage is told with its file, wherever it is.
+            let whole = fs::read(&file.path).expect("read");
+            for at in [9, 5000, whole.len() / 2, whole.len() - 9] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 4;
+                fs::write(&file.path, bytes).expect("written");
+                let told = match StoredCheckpoints::find(directory.path(), "ferrite") {
+                    Ok(found) => found.expect("there").faults(|_| true, |_| {})[0].to_string(),
+                    Err(e) => e.to_string(),
+                };
+                assert!(told.contains(&format!("{} at", file.name)), "{at}: {told}");
+                // In its place, so that it stays the same file.
+                fs::write(&file.path, &whole).expect("written");
+            }
+        }
+        assert!(find(directory.path()).faults(|_| true, |_| {}).is_empty());
     }
 }

@@ -133,6 +133,30 @@ impl Directory {
         self.unlink(from)
     }
 
+    /// Gives a file a second name. See [`super::Device::link`].
+    pub(super) fn second_name(&self, from: FileId, to: FileId) -> io::Result<()> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.settle(&mut changes)?;
+        // A name of its own first, which then replaces what has the other.
+        let fresh = self.checkpoints.join(format!(".{}-link", self.stem));
+        let remove = |path: &Path| match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        remove(&fresh)?;
+        match fs::hard_link(self.path(from), &fresh) {
+            Err(error) if has_one_name(&error) => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, error));
+            }
+            other => other?,
+        }
+        fs::rename(&fresh, self.path(to))?;
+        // Two names of one file already are left as they are by a rename.
+        remove(&fresh)?;
+        self.descriptors.forget(to);
+        self.link(to)
+    }
+
     /// The length of a file in bytes.
     pub(super) fn size(&self, file: FileId) -> io::Result<u64> {
         Ok(fs::metadata(self.path(file))?.len())
@@ -368,6 +392,12 @@ impl Directory {
             make_direct(&file).and_then(|()| file.read_exact_at(&mut Buffer::zeroed(ALIGNMENT), 0));
         Ok(tried.map_err(|error| refusal(&error)))
     }
+}
+
+/// Whether an error says that the file system gives files no second names.
+fn has_one_name(error: &io::Error) -> bool {
+    let refusals = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::EMLINK, libc::EXDEV];
+    error.raw_os_error().is_some_and(|number| refusals.contains(&number))
 }
 
 /// Whether an error says that the file system, or this file, does no direct reads.

@@ -50,7 +50,7 @@ pub enum Operation {
     Create,
     /// [`Device::remove`].
     Remove,
-    /// [`Device::rename`], by either name.
+    /// [`Device::rename`] and [`Device::link`], by either name.
     Rename,
     /// [`Device::sync_directory`], whatever file the fault names.
     SyncDirectory,
@@ -364,6 +364,10 @@ impl Device for FaultDevice {
 
     fn rename(&self, from: FileId, to: FileId) -> io::Result<()> {
         self.change(Operation::Rename, &[from, to], |disk| disk.rename(from, to))
+    }
+
+    fn link(&self, from: FileId, to: FileId) -> io::Result<()> {
+        self.change(Operation::Rename, &[from, to], |disk| disk.link(from, to))
     }
 
     fn list(&self) -> io::Result<Vec<FileId>> {

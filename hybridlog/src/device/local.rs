@@ -113,6 +113,10 @@ impl Device for LocalDevice {
         self.directory.rename(from, to)
     }
 
+    fn link(&self, from: FileId, to: FileId) -> io::Result<()> {
+        self.directory.second_name(from, to)
+    }
+
     fn list(&self) -> io::Result<Vec<FileId>> {
         self.directory.list()
     }

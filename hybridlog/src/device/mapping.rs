@@ -54,6 +54,21 @@ pub(super) fn map(file: &File, offset: u64, length: usize) -> io::Result<Mapping
     Ok(Mapping(Box::new(mapped)))
 }
 
+/// Maps part of a memory file, which has no disk to wait for and needs no lock.
+pub(super) fn map_memory(file: &File, offset: u64, length: usize) -> io::Result<Mapping> {
+    let mut options = MmapOptions::new();
+    options.offset(offset).len(length);
+    // SAFETY: the file is one that this process alone has; it never shrinks, and the caller says
+    // that nobody writes to this part of it any more.
+    let mapped = unsafe { options.map(file) }?;
+    match mapped.advise(Advice::PopulateRead) {
+        // Kernels before 5.14 do not know it: the first look at each block takes a fault then.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+        other => other?,
+    }
+    Ok(Mapping(Box::new(mapped)))
+}
+
 /// Whether the process may lock `bytes` more, and if not, what to do.
 pub(super) fn can_lock(bytes: u64) -> Result<(), String> {
     if bytes == 0 {

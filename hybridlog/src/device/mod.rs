@@ -19,6 +19,7 @@ mod directory;
 pub mod fault;
 mod local;
 mod mapping;
+pub(crate) mod memory;
 mod names;
 mod posix;
 #[cfg(test)]
@@ -44,6 +45,8 @@ pub enum FileId {
     Manifest,
     /// The manifest being written; renamed to [`FileId::Manifest`].
     ManifestNew,
+    /// `ferrite.ckpt.previous`: the whole checkpoint before the newest one, of a store in memory.
+    Previous,
     /// `ferrite.index-N.ckpt`: the index image of checkpoint N.
     Index(u64),
     /// `ferrite.log-N.ckpt`: raw segment N of the log.
@@ -110,6 +113,9 @@ pub trait Device: Send + Sync + 'static {
     fn remove(&self, file: FileId) -> io::Result<()>;
     /// Replaces `to` by `from`, atomically.
     fn rename(&self, from: FileId, to: FileId) -> io::Result<()>;
+    /// Gives `from` a second name, in the place of what `to` was, atomically.
+    /// `ErrorKind::Unsupported` where files have one name.
+    fn link(&self, from: FileId, to: FileId) -> io::Result<()>;
     /// Every file of this store that exists.
     fn list(&self) -> io::Result<Vec<FileId>>;
     /// Makes creations, renames and removals durable, in the directory and in the one that holds

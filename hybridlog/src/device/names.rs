@@ -3,6 +3,7 @@
 //! ```text
 //!   stem.ckpt              Manifest
 //!   stem.ckpt.new          ManifestNew
+//!   stem.ckpt.previous     Previous
 //!   stem.index-N.ckpt      Index(N)
 //!   stem.log-N.ckpt        Segment(N)
 //!   stem.log-N.side.ckpt   Side(N)
@@ -19,6 +20,7 @@ impl FileId {
         match self {
             Self::Manifest => format!("{stem}.ckpt"),
             Self::ManifestNew => format!("{stem}.ckpt.new"),
+            Self::Previous => format!("{stem}.ckpt.previous"),
             Self::Index(number) => format!("{stem}.index-{number}.ckpt"),
             Self::Segment(number) => format!("{stem}.log-{number}.ckpt"),
             Self::Side(number) => format!("{stem}.log-{number}.side.ckpt"),
@@ -32,6 +34,7 @@ impl FileId {
         match rest {
             ".ckpt" => return Some(Self::Manifest),
             ".ckpt.new" => return Some(Self::ManifestNew),
+            ".ckpt.previous" => return Some(Self::Previous),
             _ => {}
         }
         let rest = rest.strip_suffix(".ckpt")?;
@@ -46,9 +49,10 @@ impl FileId {
     }
 
     /// Whether the data directory holds a link to the file. The manifest being written has none:
-    /// a copy of all `*.ckpt` must hold finished files only.
+    /// a copy of all `*.ckpt` must hold finished files only. Nor has what is kept beside the newest
+    /// checkpoint: such a copy needs one.
     pub(super) fn is_linked(self) -> bool {
-        self != Self::ManifestNew
+        !matches!(self, Self::ManifestNew | Self::Previous)
     }
 }
 
@@ -69,6 +73,7 @@ mod tests {
             for file in [
                 FileId::Manifest,
                 FileId::ManifestNew,
+                FileId::Previous,
                 FileId::Index(0),
                 FileId::Index(17),
                 FileId::Segment(3),

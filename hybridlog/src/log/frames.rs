@@ -134,10 +134,12 @@ impl Frames {
         self.table.is_settled(epoch, moved)
     }
 
-    /// Gives the memory of a moved page's frame back to the kernel; it reads as zeros afterwards.
+    /// Gives the memory of a page's frame back to the kernel; it reads as zeros afterwards.
     ///
     /// # Safety
-    /// The move has settled, and the page has not left memory since.
+    /// The page moved, the move has settled, and the page has not left memory since; or it has left
+    /// memory (its address is below `safe_head`), and no ticket for the frame's next page was granted
+    /// yet.
     pub unsafe fn release_frame(&self, page: u64) {
         let frame = self.words(page * self.geometry.page_words).as_ptr();
         let bytes = (self.geometry.page_words * 8) as usize;

@@ -15,6 +15,7 @@ pub(crate) mod earlier;
 pub(crate) mod frames;
 pub(crate) mod health;
 pub(crate) mod helper;
+pub(crate) mod memory;
 pub(crate) mod page_table;
 pub(crate) mod page_thread;
 pub(crate) mod room;
@@ -23,7 +24,7 @@ pub(crate) mod syncs;
 pub(crate) mod tail;
 pub(crate) mod window;
 
-use crate::config::Geometry;
+use crate::config::{Geometry, MAPPED_PAGES_MAX};
 use crate::device::{Device, Mapping};
 use crate::record::{Draft, RecordRef};
 use crate::sync::Locked;
@@ -34,6 +35,7 @@ use earlier::EarlierPages;
 use ferrite_index::{Address, Epoch, Pin, assert_unpinned};
 use frames::Frames;
 use health::Health;
+use memory::MemoryLimit;
 use room::RoomQueue;
 use std::collections::BTreeMap;
 use std::io;
@@ -54,6 +56,8 @@ pub(crate) struct Origin {
 
 pub(crate) struct Log {
     pub geometry: Geometry,
+    /// Whether the device is memory too: then all of the log stays readable without it.
+    pub is_in_memory: bool,
     pub start: u64,
     /// What of earlier runs may be in memory.
     pub earlier: EarlierPages,
@@ -68,6 +72,8 @@ pub(crate) struct Log {
     pub device: Arc<dyn Device>,
     pub epoch: Arc<Epoch>,
     pub health: Health,
+    /// What a log in memory may take.
+    pub memory: MemoryLimit,
     pub counters: Counters,
     pub ages: Ages,
     /// The earliest expiry of each page in memory, by frame; `u64::MAX` is none.
@@ -112,6 +118,7 @@ impl Log {
         let lowest = earlier.lowest();
         Ok(Arc::new(Self {
             geometry,
+            is_in_memory: device.io_kind() == "memory",
             start,
             unmapped: why_unmapped(&geometry, &*device),
             not_needed_below: AtomicU64::new(begin),
@@ -122,6 +129,7 @@ impl Log {
             device,
             epoch,
             health: Health::default(),
+            memory: MemoryLimit::default(),
             counters: Counters::default(),
             ages: Ages::default(),
             page_expiry,
@@ -238,6 +246,12 @@ impl Log {
             let noted = cold.entry(page_start).or_insert(u64::MAX);
             *noted = (*noted).min(expiry);
         }
+        if self.is_in_memory {
+            // The frame's next page may be long in coming: the kernel has the memory until then.
+            // SAFETY: the page is below `safe_head`, and `limit` does not cover its successor yet.
+            unsafe { self.frames.release_frame(page_start / self.geometry.page_words) };
+            return;
+        }
         // SAFETY: the page is below `safe_head`, and `limit` does not cover its successor yet.
         unsafe { self.frames.zero_page(page_start) };
     }
@@ -259,6 +273,11 @@ impl Log {
     /// Words of the log at or above `from`, which lies below the tail; without the gaps between runs.
     pub fn words_from(&self, from: u64) -> u64 {
         self.raw.words_from(from) + self.tail.load().saturating_sub(from.max(self.start))
+    }
+
+    /// Bytes of the log.
+    pub fn bytes(&self) -> u64 {
+        self.words_from(self.boundaries.begin()) * 8
     }
 
     /// Below it nothing is needed any more.
@@ -283,9 +302,6 @@ impl Log {
         *asked = false;
     }
 }
-
-/// Pages that the window maps at most: the kernel allows a process some 65,000 mappings.
-const MAPPED_PAGES_MAX: u64 = 16 << 10;
 
 /// Whether flushed pages stay in frames, and why.
 fn why_unmapped(geometry: &Geometry, device: &dyn Device) -> Option<String> {

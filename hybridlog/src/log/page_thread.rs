@@ -163,6 +163,9 @@ impl PageThread {
         self.announce_read_only();
         self.announce_head();
         self.look_at_space();
+        if self.log.is_in_memory {
+            self.log.memory.look(self.log.bytes());
+        }
         self.serve_waiters();
         self.log.epoch.reclaim();
         moved

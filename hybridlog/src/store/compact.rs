@@ -10,12 +10,16 @@
 //! * A copy changes no key: it takes the record's place in its chain under the latch, with the same
 //!   value and expiry, and leaves no entry in the redo log. Without a checkpoint after it, it is as if
 //!   it had not been made.
-//! * Only what lies below `head` is looked at: it is flushed and never changes.
+//! * Only what lies below `head` is looked at, or below `flushed_until` where all of the log is in
+//!   memory: it is flushed and never changes.
 //! * Addresses ascend. So when a record that heads its chain is met, all below it in the chain is dead:
 //!   the living were copied before, and head the chain since. Its copy needs no previous address, and
 //!   a tombstone that heads its chain takes the index entry along.
 //! * The checkpoint's begin is where the work had come to before its cut. So no image of the index and
 //!   no chain of that checkpoint leads below it to a key that is there.
+//!
+//! A log in memory needs no checkpoint for that: none of its files is part of one. Its segments go as soon
+//! as all that lives in them was copied, one after the other, so that the work needs little room.
 //!
 //! It runs while the log takes more than so many times the bytes of the keys' newest records, and gives
 //! way to the foreground as long as that is not far exceeded. A log without dead records is left alone:
@@ -26,6 +30,7 @@ use super::operation::Operation;
 use super::session::{Inside, Session};
 use super::write::Blocked;
 use super::{Inner, Store};
+use crate::checkpoint;
 use crate::checkpoint::manifest::Manifest;
 use crate::log::scan::records_of;
 use crate::record::{Draft, RecordRef};
@@ -40,6 +45,10 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at how much the log takes.
 const PERIOD: Duration = Duration::from_secs(1);
+/// The same for a log in memory, where space is dear and a look cheap.
+const PERIOD_IN_MEMORY: Duration = Duration::from_millis(100);
+/// What a log in memory may take for each living byte when little memory is left.
+const MOST_WHEN_TIGHT: f64 = 1.05;
 /// After the device failed.
 const RETRY: Duration = Duration::from_secs(60);
 /// Records in one stay inside.
@@ -86,6 +95,11 @@ impl CompactionControl {
     /// A checkpoint is durable.
     pub fn checkpointed(&self, manifest: &Manifest) {
         let begin = manifest.checkpoints.iter().map(|c| c.begin).min().unwrap_or(0);
+        self.kept_begin.store(begin, Ordering::Relaxed);
+    }
+
+    /// The memory below `begin` was given back.
+    pub fn gave_back(&self, begin: u64) {
         self.kept_begin.store(begin, Ordering::Relaxed);
     }
 
@@ -141,7 +155,9 @@ impl Store {
     /// as are kept.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner();
-        let Some(most) = inner.compaction.most() else { return false };
+        let Some(most) = inner.compaction.most().filter(|_| inner.snapshots.is_none()) else {
+            return false;
+        };
         let live = inner.live_words() * 8;
         let log = inner.log.words_from(inner.log.boundaries.begin()) * 8;
         let enough = (2 * inner.config.segment_size).max(live / 10);
@@ -171,14 +187,16 @@ impl Round {
         self.done.read_bytes += report.read_bytes;
         self.done.copied_bytes += report.copied_bytes;
         // What is in memory is not looked at.
-        let ring = inner.log.geometry.ring_words() * 8;
+        let ring = inner.uncompacted_words() * 8;
         let round = (inner.log_words_from(inner.compaction.compacted()) * 8).saturating_sub(ring);
         if self.done.read_bytes == 0 || self.done.read_bytes < round {
             return;
         }
         let gained = self.done.read_bytes.saturating_sub(self.done.copied_bytes);
         let now = inner.amplification_from(inner.compaction.compacted());
-        self.worth_it_from = if gained * 10 < self.done.read_bytes { now * 1.1 } else { 0.0 };
+        // Where memory is short a little is worth the work too.
+        let worth = if inner.log.memory.is_tight() { 1.02 } else { 1.1 };
+        self.worth_it_from = if gained * 10 < self.done.read_bytes { now * worth } else { 0.0 };
         self.done = CompactionReport::default();
     }
 }
@@ -228,11 +246,14 @@ impl Compaction {
     /// database that was flushed in memory.
     pub fn run(inner: &Arc<Inner>) {
         let control = &inner.compaction;
-        let mut rest = PERIOD;
+        let period = if inner.snapshots.is_some() { PERIOD_IN_MEMORY } else { PERIOD };
+        let mut rest = period;
         let mut round = Round::default();
         while !control.sleep(rest) {
-            rest = PERIOD;
-            let Some(most) = control.most() else { continue };
+            rest = period;
+            let Some(set) = control.most() else { continue };
+            let is_tight = inner.log.memory.is_tight();
+            let most = if is_tight { set.min(MOST_WHEN_TIGHT) } else { set };
             if inner.log.health.breakage().is_some() {
                 continue;
             }
@@ -243,12 +264,13 @@ impl Compaction {
                 continue;
             }
             let outcome = Self::new(Arc::clone(inner)).pass(&mut |amplification| {
-                if amplification <= least || control.most() != Some(most) {
+                if amplification <= least || control.most() != Some(set) {
                     return false;
                 }
                 // Between two pages the foreground has the machine for a while.
                 worked += since.elapsed();
-                let pause = worked.mul_f64(rest_for(amplification / most));
+                let excess = if is_tight { f64::MAX } else { amplification / most };
+                let pause = worked.mul_f64(rest_for(excess));
                 if pause > Duration::from_millis(1) {
                     worked = Duration::ZERO;
                     let _stopped = control.sleep(pause);
@@ -280,8 +302,12 @@ impl Compaction {
         let _turn = inner.compaction.turn.locked();
         let before = inner.compaction.done();
         // Whole segments, and not the copies that leave memory meanwhile.
-        let segment_words = inner.log.geometry.segment_words;
-        let limit = inner.log.boundaries.head() / segment_words * segment_words;
+        let (geometry, boundaries) = (&inner.log.geometry, &inner.log.boundaries);
+        let limit = match &inner.snapshots {
+            None => boundaries.head() / geometry.segment_words * geometry.segment_words,
+            Some(_) => geometry.page_start(boundaries.flushed_until()),
+        };
+        let mut given_back = geometry.segment_of(control_begin(&inner));
         while let Some((from, to)) = self.next_page(limit) {
             if inner.compaction.is_stopped() {
                 return Err(CompactError::Stopped);
@@ -295,6 +321,12 @@ impl Compaction {
             control.copied_bytes.fetch_add(copied * 8, Ordering::Relaxed);
             // Release: who takes a cut from here on finds the copies below it.
             control.compacted.fetch_max(to, Ordering::Release);
+            // Before more is copied.
+            let segment = geometry.segment_of(to);
+            if inner.snapshots.is_some() && segment > given_back {
+                checkpoint::give_back(&inner);
+                given_back = segment;
+            }
         }
         let after = inner.compaction.done();
         Ok(CompactionReport {
@@ -306,8 +338,7 @@ impl Compaction {
     /// The oldest page below `limit` that is not compacted.
     fn next_page(&self, limit: u64) -> Option<(u64, u64)> {
         let log = &self.inner.log;
-        let control = &self.inner.compaction;
-        let at = control.compacted().max(log.boundaries.begin());
+        let at = control_begin(&self.inner);
         let at = log.raw.first_written(at).unwrap_or(at.max(log.start));
         (at < limit).then(|| (at, log.raw.end_of_page(at)))
     }
@@ -424,7 +455,21 @@ impl Drop for Compaction {
     }
 }
 
+/// Where the log begins, or the work has come to.
+fn control_begin(inner: &Inner) -> u64 {
+    inner.compaction.compacted().max(inner.log.boundaries.begin())
+}
+
 impl Inner {
+    /// Words at the log's newest end that are not looked at.
+    fn uncompacted_words(&self) -> u64 {
+        let geometry = &self.log.geometry;
+        match &self.snapshots {
+            None => geometry.ring_words(),
+            Some(_) => geometry.mutable_pages * geometry.page_words,
+        }
+    }
+
     /// Words of the log from `from` on, which may be below its begin.
     fn log_words_from(&self, from: u64) -> u64 {
         self.log.words_from(from.max(self.log.boundaries.begin()))

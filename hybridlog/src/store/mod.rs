@@ -43,9 +43,11 @@ pub use value::{Change, Value};
 use crate::checkpoint::hold::Hold;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::recover::{self, Recovered, Recovery};
+use crate::checkpoint::snapshot::{self, Snapshots};
 use crate::checkpoint::{self, CheckpointReport, Checkpointer};
-use crate::config::Config;
-use crate::device::{self, Device};
+use crate::config::{Backend, Config};
+use crate::device::memory::MemoryDevice;
+use crate::device::{self, Device, FileId};
 use crate::log::page_thread::{PageThread, PageWork};
 use crate::log::{Log, Origin};
 use crate::redo::{self, Redo, RedoReader};
@@ -74,6 +76,8 @@ pub(crate) struct Inner {
     pub gate: Gate,
     pub secret: HashSecret,
     pub checkpointer: Mutex<Checkpointer>,
+    /// The checkpoints' files of a store in memory.
+    pub snapshots: Option<Snapshots>,
     /// How long files stay for a copy.
     pub hold: Hold,
     pub expiry: Arc<ExpiryControl>,
@@ -113,8 +117,8 @@ pub struct Stats {
     pub io_fallback: Option<String>,
     /// Why reads go through the page cache, when they do.
     pub buffered_reads: Option<String>,
-    /// The form of the read-only window: `mlock` (mapped segment files, locked in memory) or
-    /// `anonymous` (pages stay in their frames).
+    /// The form of the read-only window: `mlock` (mapped segment files, locked in memory),
+    /// `anonymous` (pages stay in their frames) or `memory` ([`crate::Backend::Memory`]).
     pub readonly_window: &'static str,
     /// Why it is `anonymous`.
     pub readonly_window_reason: Option<String>,
@@ -136,6 +140,10 @@ pub struct Stats {
     pub log_live_bytes: u64,
     /// Bytes of the log from its begin on.
     pub log_bytes: u64,
+    /// Whether all of the log lies in memory ([`crate::Backend::Memory`]).
+    pub is_in_memory: bool,
+    /// Whether it has reached its limit ([`Store::set_memory_limit`]).
+    pub memory_is_full: bool,
     /// What compaction has done since the start.
     pub compaction: CompactionReport,
     /// Bytes that are compacted and that the next checkpoints give back.
@@ -191,22 +199,50 @@ impl Store {
         config.parse()?;
         let lock = DirectoryLock::take(&config.directory)?;
         let opened = device::open(&config.directory, &config.file_stem, config.io)?;
-        Self::start(config, opened.device, Some(lock), opened.fallback)
+        Self::open_with(config, opened.device, Some(lock), opened.fallback)
     }
 
     /// The same on a device of the caller's: a simulated one.
     #[cfg(any(test, feature = "testing"))]
     pub fn open_on(config: Config, device: Arc<dyn Device>) -> Result<Self, OpenError> {
-        Self::start(config, device, None, None)
+        Self::open_with(config, device, None, None)
     }
 
-    fn start(
-        config: Config,
+    /// On the device of the files: the log's, or those of the checkpoints of a log in memory.
+    fn open_with(
+        mut config: Config,
         device: Arc<dyn Device>,
         lock: Option<DirectoryLock>,
         io_fallback: Option<String>,
     ) -> Result<Self, OpenError> {
         let since = Instant::now();
+        if config.backend == Backend::HybridLog {
+            return Self::start(config, device, None, lock, io_fallback, since);
+        }
+        let geometry = config.parse()?;
+        // What comes into memory is compared on its way.
+        config.verify_at_start = 0;
+        let memory = MemoryDevice::new(config.segment_size).map_err(|source| OpenError::Io {
+            action: "map memory for",
+            path: config.directory.clone(),
+            source,
+        })?;
+        let newest = snapshot::load(&*device, &memory, &geometry, &config.progress)?;
+        let snapshots = Snapshots::new(device, newest);
+        if let Err(e) = snapshots.discard() {
+            tracing::warn!("a checkpoint that was not completed stays until the next one: {e}");
+        }
+        Self::start(config, Arc::new(memory), Some(snapshots), lock, io_fallback, since)
+    }
+
+    fn start(
+        config: Config,
+        device: Arc<dyn Device>,
+        snapshots: Option<Snapshots>,
+        lock: Option<DirectoryLock>,
+        io_fallback: Option<String>,
+        since: Instant,
+    ) -> Result<Self, OpenError> {
         let geometry = config.parse()?;
         let epoch = Arc::new(Epoch::new(PARTICIPANTS));
         let manifest = recover::load_manifest(&*device, &config, &geometry)?;
@@ -214,6 +250,13 @@ impl Store {
         let Recovered { manifest, secret, tables, limit, begin, start, mut report } = recovered;
         let cache = config.block_cache_size;
         let extents = manifest.newest().map_or_else(Vec::new, |c| c.extents.clone());
+        if snapshots.is_some()
+            && let Some(checkpoint) = manifest.newest()
+        {
+            report.verified_bytes = report.log_bytes;
+            // It is in the index by now. A device of memory has it, or nobody needs it.
+            drop(device.remove(FileId::Index(checkpoint.image.number)));
+        }
         let origin = Origin { begin, start, extents };
         let log =
             Log::new(geometry, origin, Arc::clone(&device), epoch, cache).map_err(|source| {
@@ -229,6 +272,7 @@ impl Store {
             clock_ms: AtomicU64::new(report.taken_at_ms),
             checkpointer: Mutex::new(Checkpointer::new(manifest, start)),
             hold: Hold::of(config.backup_hold),
+            snapshots,
             log,
             pages: Arc::default(),
             gate: Gate::new(),
@@ -331,6 +375,20 @@ impl Store {
     /// Whether [`Store::release_held`] would remove something. Cheap.
     pub fn hold_is_over(&self) -> bool {
         checkpoint::hold_is_over(self.inner())
+    }
+
+    /// What a log in memory may take, in bytes; 0 is no limit. It is told, not enforced: see
+    /// [`Store::memory_is_full`].
+    pub fn set_memory_limit(&self, bytes: u64) {
+        let log = &self.inner().log;
+        log.memory.set(bytes, log.bytes());
+    }
+
+    /// Whether the log has reached what [`Store::set_memory_limit`] set, so that a command that
+    /// takes more should be refused. One that deletes should not: compaction gives the room back.
+    #[inline]
+    pub fn memory_is_full(&self) -> bool {
+        self.inner().log.memory.is_full()
     }
 
     /// Removes what was held for copies for long enough. Returns the number of the oldest checkpoint
@@ -460,12 +518,18 @@ impl Store {
         let log = &inner.log;
         let b = &log.boundaries;
         let (device_reads, device_read_bytes) = log.raw.counters();
+        let files = inner.snapshots.as_ref().map_or(&log.device, |snapshots| &snapshots.home);
+        let is_in_memory = inner.snapshots.is_some();
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
-            io_kind: log.device.io_kind(),
+            io_kind: files.io_kind(),
             io_fallback: inner.io_fallback.clone(),
             buffered_reads: log.device.direct_reads().err(),
-            readonly_window: if log.unmapped.is_none() { "mlock" } else { "anonymous" },
+            readonly_window: match (&inner.snapshots, &log.unmapped) {
+                (Some(_), _) => "memory",
+                (None, None) => "mlock",
+                (None, Some(_)) => "anonymous",
+            },
             readonly_window_reason: log.unmapped.clone(),
             mapped_bytes: log.mapped_bytes(),
             log_begin: b.begin() * 8,
@@ -475,7 +539,9 @@ impl Store {
             log_tail: log.tail.load() * 8,
             index_entries: inner.tables().1.slots.iter().map(|slot| slot.index.entries()).sum(),
             log_live_bytes: inner.live_words() * 8,
-            log_bytes: log.words_from(b.begin()) * 8,
+            log_bytes: log.bytes(),
+            is_in_memory,
+            memory_is_full: log.memory.is_full(),
             compaction: inner.compaction.done(),
             reclaimable_bytes: inner.compaction.reclaimable_bytes(),
             frame_bytes: log.frame_bytes(),
@@ -485,7 +551,7 @@ impl Store {
                 + inner.config.block_cache_size,
             device_reads,
             device_read_bytes,
-            device_write_bytes: of(&log.counters.write_bytes),
+            device_write_bytes: if is_in_memory { 0 } else { of(&log.counters.write_bytes) },
             in_place_updates: of(&log.counters.in_place),
             appends: of(&log.counters.appends),
             expired_keys: of(&log.counters.expired),
@@ -646,6 +712,9 @@ impl Inner {
     }
 
     fn disk_bytes(&self) -> u64 {
+        if let Some(snapshots) = &self.snapshots {
+            return snapshots.bytes();
+        }
         let device = &self.log.device;
         let files = device.list().unwrap_or_default();
         files.into_iter().filter_map(|file| device.size(file).ok()).sum()

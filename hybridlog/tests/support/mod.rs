@@ -4,7 +4,7 @@
 
 use ferrite_hybridlog::device::fault::FaultDevice;
 use ferrite_hybridlog::device::{Device, FileId};
-use ferrite_hybridlog::{BlockingSession, Change, Config, Database, Store};
+use ferrite_hybridlog::{Backend, BlockingSession, Change, Config, Database, Store};
 use ferrite_index::HashSecret;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -24,6 +24,13 @@ pub fn layout(directory: &Path, page_size: u64, frames: u64) -> Config {
     config.readonly_size = (frames - frames / 2) * page_size;
     config.block_cache_size = 0;
     config.databases = 3;
+    config
+}
+
+/// The same for a store whose log lies in memory alone.
+pub fn in_memory(mut config: Config) -> Config {
+    config.backend = Backend::Memory;
+    config.index_basis = config.mutable_size + config.readonly_size;
     config
 }
 
@@ -74,10 +81,21 @@ impl Model {
     }
 }
 
+/// The manifest in the file of that name: in the checkpoint of a store in memory it stands at its end.
+pub fn manifest_in(file: &[u8]) -> &[u8] {
+    if !file.starts_with(b"FERRSNAP") {
+        return file;
+    }
+    let foot = file.len() - 4096;
+    let at = u64::from_le_bytes(file[foot + 32..foot + 40].try_into().expect("8 bytes"));
+    &file[at as usize + 32..]
+}
+
 /// Keys of a store: `groups` times `each` keys that share bucket and tag, so that their records
 /// form chains. The hash is keyed anew in each store, so the bytes differ from run to run, but key
 /// `i` plays the same part in each.
 pub fn colliding_keys(manifest: &[u8], groups: usize, each: usize) -> Vec<Vec<u8>> {
+    let manifest = manifest_in(manifest);
     let secret = HashSecret::from_bytes(manifest[33..49].try_into().expect("16 bytes"));
     let smallest_bits = u32::from(manifest[49]);
     let name_bits = smallest_bits + 15;

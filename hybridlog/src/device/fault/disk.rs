@@ -38,6 +38,7 @@ enum Change {
     Create(FileId, NodeNumber),
     Remove(FileId, NodeNumber),
     Rename(FileId, FileId, NodeNumber),
+    Link(FileId, NodeNumber),
 }
 
 /// A file without its name.
@@ -96,7 +97,7 @@ impl Disk {
 
     pub(super) fn remove(&mut self, file: FileId) -> io::Result<()> {
         let number = self.names.remove(&file).ok_or(io::ErrorKind::NotFound)?;
-        self.free_space += self.nodes[&number].contents.len() as u64;
+        self.free_space += self.bytes_without_name(number);
         self.unsynced_changes.push(Change::Remove(file, number));
         Ok(())
     }
@@ -104,10 +105,25 @@ impl Disk {
     pub(super) fn rename(&mut self, from: FileId, to: FileId) -> io::Result<()> {
         let number = self.names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
         if let Some(replaced) = self.names.insert(to, number) {
-            self.free_space += self.nodes[&replaced].contents.len() as u64;
+            self.free_space += self.bytes_without_name(replaced);
         }
         self.unsynced_changes.push(Change::Rename(from, to, number));
         Ok(())
+    }
+
+    pub(super) fn link(&mut self, from: FileId, to: FileId) -> io::Result<()> {
+        let number = *self.names.get(&from).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(replaced) = self.names.insert(to, number) {
+            self.free_space += self.bytes_without_name(replaced);
+        }
+        self.unsynced_changes.push(Change::Link(to, number));
+        Ok(())
+    }
+
+    /// The bytes of a file that has no name any more; 0 while it has one.
+    fn bytes_without_name(&self, number: NodeNumber) -> u64 {
+        let is_named = self.names.values().any(|named| *named == number);
+        if is_named { 0 } else { self.nodes[&number].contents.len() as u64 }
     }
 
     pub(super) fn list(&self) -> Vec<FileId> {
@@ -251,7 +267,8 @@ impl Disk {
     }
 
     fn used_space(&self) -> u64 {
-        self.names.values().map(|number| self.nodes[number].contents.len() as u64).sum()
+        let named: BTreeSet<_> = self.names.values().collect();
+        named.into_iter().map(|number| self.nodes[number].contents.len() as u64).sum()
     }
 
     fn take_space(&mut self, bytes: u64) -> io::Result<()> {
@@ -264,7 +281,7 @@ impl Change {
     /// Makes the change, though an earlier one may have been lost.
     fn apply(self, names: &mut BTreeMap<FileId, NodeNumber>) {
         match self {
-            Self::Create(file, number) => {
+            Self::Create(file, number) | Self::Link(file, number) => {
                 names.insert(file, number);
             }
             Self::Remove(file, number) => {
