@@ -190,13 +190,15 @@ pub(crate) struct Raw {
     pub time_ms: u64,
     argument: u64,
     key_length: usize,
+    /// Where the value begins in the bytes: the key is padded in the ring, and not aside.
+    value_at: usize,
     value_length: usize,
     pub lies_aside: bool,
 }
 
 impl Raw {
-    /// Reads the entry at `position`, whose header was seen; its bytes go to `bytes` unless they lie
-    /// aside.
+    /// Reads the entry at `position`, whose header was seen; its bytes go to the beginning of `bytes`,
+    /// which only grows, unless they lie aside.
     pub fn read(
         ring: &Ring,
         position: u64,
@@ -204,33 +206,31 @@ impl Raw {
         bytes: &mut Vec<u8>,
     ) -> Self {
         let lengths = ring.word(position + 3);
-        let raw = Self {
+        let key_length = (lengths & u64::from(u32::MAX)) as usize;
+        let lies_aside = header.tag() & ASIDE != 0;
+        if !lies_aside {
+            let room = 8 * (header.words() - FIXED_WORDS) as usize;
+            if bytes.len() < room {
+                bytes.resize(room, 0);
+            }
+            ring.bytes(position + FIXED_WORDS, &mut bytes[..room]);
+        }
+        Self {
             kind: header.kind(),
             slot: header.tag() as u8,
             time_ms: ring.word(position + 1),
             argument: ring.word(position + 2),
-            key_length: (lengths & u64::from(u32::MAX)) as usize,
+            key_length,
+            value_at: if lies_aside { key_length } else { key_length.next_multiple_of(8) },
             value_length: (lengths >> 32) as usize,
-            lies_aside: header.tag() & ASIDE != 0,
-        };
-        bytes.clear();
-        if !raw.lies_aside {
-            let mut at = position + FIXED_WORDS;
-            for length in [raw.key_length, raw.value_length] {
-                let end = bytes.len() + length;
-                for _ in 0..length.div_ceil(8) {
-                    bytes.extend_from_slice(&ring.word(at).to_le_bytes());
-                    at += 1;
-                }
-                bytes.truncate(end);
-            }
+            lies_aside,
         }
-        raw
     }
 
     /// What it did, with its bytes.
     pub fn effect<'a>(&self, bytes: &'a [u8]) -> RedoEffect<'a> {
-        let (key, value) = bytes[..self.key_length + self.value_length].split_at(self.key_length);
+        let (key, value) =
+            (&bytes[..self.key_length], &bytes[self.value_at..][..self.value_length]);
         match self.kind {
             kind::PUT => {
                 let expires_at_ms = (self.argument != 0).then_some(self.argument);

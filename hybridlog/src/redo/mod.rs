@@ -409,7 +409,7 @@ impl RedoReader {
             let bytes = redo.aside.locked().remove(&position);
             let bytes = bytes.expect("kept before the entry was filled");
             redo.aside_bytes.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-            self.bytes.extend_from_slice(&bytes);
+            self.bytes = bytes.into_vec();
         }
         redo.ring.clear(position, header.words());
         self.at = position + header.words();

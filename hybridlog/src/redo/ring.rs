@@ -47,6 +47,10 @@ impl Header {
     }
 }
 
+/// Cache lines of a next entry that are asked for ahead of it.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+const PREFETCHED_LINES: u64 = 8;
+
 /// A word that no other shares its cache line with.
 #[repr(align(128))]
 struct Padded(AtomicU64);
@@ -132,6 +136,7 @@ impl Ring {
                 // Release, as every header, so that it comes after the zeroes of the last round.
                 self.at(tail).store(Header::new(Header::PAD, 0, pad).0, Ordering::Release);
             }
+            self.expect_next(next, words);
             return Some(Reserved { ring: self, position: tail + pad, words, filled: false });
         }
     }
@@ -148,14 +153,45 @@ impl Ring {
         self.at(position).load(Ordering::Relaxed)
     }
 
+    /// Words of an entry, which lie side by side, as their bytes: as many words as `to` has room for.
+    /// For the reader.
+    pub fn bytes(&self, position: u64, to: &mut [u8]) {
+        let (to, _) = to.as_chunks_mut::<8>();
+        let words = self.slice(position, to.len() as u64);
+        for (bytes, word) in to.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+        }
+    }
+
     /// Zeroes the words of an entry that was read. For the reader.
     pub fn clear(&self, position: u64, words: u64) {
         if mutant!("redo_without_clear") {
             return;
         }
-        for at in position..position + words {
-            self.at(at).store(0, Ordering::Relaxed);
+        for word in self.slice(position, words) {
+            word.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Words that do not wrap.
+    fn slice(&self, position: u64, words: u64) -> &[AtomicU64] {
+        let start = (position & (self.capacity() - 1)) as usize;
+        &self.words[start..start + words as usize]
+    }
+
+    /// Brings words towards the cache that a writer is about to fill: the ring is larger than what a
+    /// core keeps close by, and the next entry most likely looks like this one.
+    #[inline]
+    fn expect_next(&self, position: u64, words: u64) {
+        #[cfg(all(target_arch = "x86_64", not(loom)))]
+        for line in 0..words.div_ceil(8).min(PREFETCHED_LINES) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address: *const AtomicU64 = self.at(position + 8 * line);
+            // SAFETY: prefetching is a hint that no address can make fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+        let _ = (position, words);
     }
 
     /// What lies below `position` was read and cleared: writers may have its words again.

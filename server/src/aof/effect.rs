@@ -187,6 +187,11 @@ fn header(length: usize, out: &mut Vec<u8>) {
             let [tens, ones] = [digit(length / 10), digit(length % 10)];
             out.extend_from_slice(&[b'$', tens, ones, b'\r', b'\n']);
         }
+        100..1000 => {
+            let [hundreds, tens, ones] =
+                [digit(length / 100), digit(length / 10 % 10), digit(length % 10)];
+            out.extend_from_slice(&[b'$', hundreds, tens, ones, b'\r', b'\n']);
+        }
         _ => {
             out.push(b'$');
             out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
