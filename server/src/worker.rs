@@ -291,6 +291,10 @@ impl Worker {
         }
         received
     }
+    /// Whether some replies wait for the disk.
+    pub fn has_waiting_replies(&self) -> bool {
+        !self.host.gated.is_empty()
+    }
     /// Lets go what the journal has made durable since.
     fn open_gates(&mut self, mut wake: impl FnMut(u32)) {
         let Self { host, connections, .. } = self;

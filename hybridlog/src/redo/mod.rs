@@ -52,6 +52,8 @@ pub(crate) struct Redo {
     parked: AtomicU64,
     reader: Mutex<Option<Thread>>,
     sleeping: AtomicBool,
+    /// The reader waits a moment for more, or is about to.
+    lingering: AtomicBool,
     /// The end of the last entry of each stripe; made when somebody asks for it.
     stripes: OnceLock<Box<[AtomicU64]>>,
     tracks_readers: AtomicBool,
@@ -94,6 +96,7 @@ impl Redo {
             parked: AtomicU64::new(0),
             reader: Mutex::default(),
             sleeping: AtomicBool::new(false),
+            lingering: AtomicBool::new(false),
             stripes: OnceLock::new(),
             tracks_readers: AtomicBool::new(false),
             last_of_every_key: AtomicU64::new(0),
@@ -239,6 +242,16 @@ impl Redo {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed)
             && self.sleeping.swap(false, Ordering::AcqRel)
+            && let Some(reader) = &*self.reader.locked()
+        {
+            reader.unpark();
+        }
+    }
+
+    /// Ends the reader's lingering. Whoever comes too late for it costs some time, no more.
+    pub fn has_written(&self) {
+        if self.lingering.load(Ordering::Relaxed)
+            && self.lingering.swap(false, Ordering::AcqRel)
             && let Some(reader) = &*self.reader.locked()
         {
             reader.unpark();
@@ -440,7 +453,22 @@ impl RedoReader {
     pub fn durable(&self, position: u64) {
         self.redo().durable.fetch_max(position, Ordering::AcqRel);
         if self.redo().tracks_readers.load(Ordering::Relaxed) {
+            // Before they are called back: who then writes all that it can ends the lingering that
+            // follows, however late that begins.
+            self.redo().lingering.store(true, Ordering::Release);
             self.inner.notify_sessions();
+        }
+    }
+
+    /// Waits for more to come, after [`RedoReader::durable`] or when the first entry has: until somebody
+    /// has written all that it can for now ([`crate::Store::redo_has_written`]), or the time has passed.
+    /// What is made durable together costs its writers less.
+    pub fn linger(&self, at_most: Duration) {
+        assert_unpinned();
+        let redo = self.redo();
+        if redo.lingering.load(Ordering::Acquire) {
+            std::thread::park_timeout(at_most);
+            redo.lingering.store(false, Ordering::Relaxed);
         }
     }
 
@@ -459,6 +487,7 @@ impl RedoReader {
     }
 
     /// Waits until something comes, [`crate::Store::wake_redo`] is called, or the time has passed.
+    /// Afterwards it may [`RedoReader::linger`].
     pub fn sleep(&self, at_most: Duration) {
         assert_unpinned();
         let redo = self.redo();
@@ -467,6 +496,7 @@ impl RedoReader {
         fence(Ordering::SeqCst);
         let waits = redo.waiting.load(Ordering::SeqCst) && redo.ring.tail() > self.at;
         if redo.ring.header(self.at).is_none() && !waits {
+            redo.lingering.store(true, Ordering::Relaxed);
             std::thread::park_timeout(at_most);
         }
         redo.sleeping.store(false, Ordering::Relaxed);

@@ -525,3 +525,34 @@ fn a_checkpoint_waits_until_the_reader_has_begun_its_part() {
     reader.cut_done(mark);
     assert_eq!(checkpoint.join().expect("it goes on"), mark);
 }
+
+#[test]
+fn lingering_ends_with_who_has_written_all_that_it_can() {
+    const LONG: Duration = Duration::from_secs(3600);
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(directory.path(), 4096)).expect("opened");
+    let reader = store.redo().expect("it has a redo log");
+    store.track_readers(true);
+    let waker = store.clone();
+    let reader = comes_to_an_end(move || {
+        reader.move_here();
+        reader.durable(1);
+        // Who is called back may be through before the lingering begins.
+        waker.redo_has_written();
+        reader.linger(LONG);
+        reader
+    });
+    let waker = store.clone();
+    comes_to_an_end(move || {
+        reader.move_here();
+        reader.durable(2);
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(10));
+            waker.redo_has_written();
+        });
+        reader.linger(LONG);
+        writer.join().expect("it ends");
+        // Nothing is to come, and nobody waits for it.
+        reader.linger(LONG);
+    });
+}

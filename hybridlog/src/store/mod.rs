@@ -476,6 +476,14 @@ impl Store {
         self.inner().redo.as_ref().map_or(0, Redo::tail)
     }
 
+    /// The caller has written all that it can for now: a reader of the redo log that lingers for more
+    /// ([`RedoReader::linger`]) goes on.
+    pub fn redo_has_written(&self) {
+        if let Some(redo) = &self.inner().redo {
+            redo.has_written();
+        }
+    }
+
     /// Wakes the reader of the redo log.
     pub fn wake_redo(&self) {
         if let Some(redo) = &self.inner().redo {

@@ -1,7 +1,8 @@
 //! The journal's thread: entries from the ring to the file, in groups, and syncs by policy.
 //!
 //! One round: take what is there, write it, sync if the policy wants it, rest. Under `always` the sync
-//! is part of the round, so everything that came during one is the next group. Otherwise a thread of
+//! is part of the round, and everything that came during one is the next group; before it is taken, the
+//! workers have a moment to send what waited and to run what comes then. Otherwise a thread of
 //! its own, the *disk thread*, waits for the disk: for syncs, and at a cut for the end of one part and
 //! the beginning of the next. Entries go on being taken meanwhile.
 
@@ -19,12 +20,17 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes that are written at once.
+/// Bytes that are written at once, at least if there are as many: under `always`, where a sync follows
+/// each write, and otherwise, where they are still in the cache then.
 const WRITE_AT: usize = 1 << 20;
+const WRITE_SOON_AT: usize = 128 << 10;
 /// Bytes that are taken for a part that has not begun; what more there is waits in the ring.
 const AHEAD: usize = 4 << 20;
 /// Between two rounds, unless replies wait: entries come in groups then.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(2);
+/// While replies wait, this long at most for those who have just got theirs, or are at it, to write what
+/// they have next: it ends when a worker has nothing more to do. One sync is for all of them.
+const GATHER: Duration = Duration::from_millis(1);
 /// How often a thread without work looks around, and after how long without any a mark says that all
 /// of the part is on disk.
 const IDLE: Duration = Duration::from_secs(2);
@@ -89,6 +95,8 @@ struct Writing<F: Files> {
     taken_at: Instant,
     /// Entries that were taken in this round.
     entries: u64,
+    /// Whether this round has told of more that is on the disk.
+    told: bool,
     /// When and at which length of the part the disk was looked at.
     looked: (Instant, u64),
 }
@@ -164,6 +172,7 @@ where
             cutting: None,
             condition: Condition::Well,
             entries: 0,
+            told: false,
             looked: (Instant::now(), 0),
         }
     }
@@ -194,11 +203,13 @@ where
 
     /// Takes entries, up to a write's worth. Whether there are more.
     fn take(&mut self) -> bool {
+        let at_once = self.shared.policy() == AofSync::Always;
+        let enough = if at_once { WRITE_AT } else { WRITE_SOON_AT };
         loop {
             let buffered = self.writer.progress().buffered;
             match self.turning {
                 true if buffered >= AHEAD => return false,
-                false if buffered >= WRITE_AT => return true,
+                false if buffered >= enough => return true,
                 _ => {}
             }
             let Some(entry) = self.reader.next() else {
@@ -427,7 +438,8 @@ where
             false => progress.synced_position,
         };
         // Until its checkpoint is complete, a new part after a failure holds nothing.
-        if !self.condition.is_failing() && durable > state.durable {
+        self.told = !self.condition.is_failing() && durable > state.durable;
+        if self.told {
             state.durable = durable;
             self.reader.durable(durable);
             if self.shared.waiting.load(Ordering::SeqCst) > 0 {
@@ -448,10 +460,17 @@ where
         if self.condition == Condition::Short {
             return std::thread::park_timeout(LOOK_EVERY);
         }
+        let replies_wait = self.shared.policy() == AofSync::Always;
+        if replies_wait && self.told {
+            // What wakes it may be something else, which the next round looks at before it sleeps.
+            return self.reader.linger(GATHER);
+        }
         self.reader.sleep(IDLE);
-        if self.shared.policy() != AofSync::Always {
-            // The first of a group: the others come.
-            std::thread::park_timeout(PAUSE);
+        // The first of a group: the others come.
+        match replies_wait {
+            true if self.reader.backlog().0 > 0 => self.reader.linger(GATHER),
+            true => {}
+            false => std::thread::park_timeout(PAUSE),
         }
     }
 

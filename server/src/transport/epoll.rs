@@ -15,6 +15,8 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::task::{Context as Task, Poll, Waker, ready};
 use std::thread;
@@ -36,14 +38,24 @@ pub(super) fn start(context: Arc<Context>, number: usize) -> io::Result<WorkerTh
     let mailbox = Arc::new(Mailbox::new(move || ring.notify_one()));
     let (started, has_started) = mpsc::channel();
     let theirs = mailbox.clone();
+    let waits = Arc::new(AtomicBool::new(false));
+    let (seen, store) = (waits.clone(), context.clone());
+    // Before the thread waits for its sockets: everything that was there to run has run.
+    let at_rest = move || {
+        if seen.load(Relaxed)
+            && let Some(store) = store.store.get()
+        {
+            store.redo_has_written();
+        }
+    };
     let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let runtime =
-            Builder::new_current_thread().enable_io().enable_time().build_local(Default::default());
-        match runtime {
+        let mut builder = Builder::new_current_thread();
+        builder.enable_io().enable_time().on_thread_park(at_rest);
+        match builder.build_local(Default::default()) {
             Ok(runtime) => {
                 // The starter waits for this answer.
                 let _ = started.send(Ok(()));
-                serve(&runtime, context, number, theirs, &bell);
+                serve(&runtime, Hall::new(context, number, theirs, waits), &bell);
             }
             Err(e) => drop(started.send(Err(e))),
         }
@@ -57,17 +69,12 @@ struct Hall {
     worker: RefCell<Worker>,
     wakers: RefCell<Vec<Option<Waker>>>,
     context: Arc<Context>,
+    /// Whether replies wait for the disk.
+    waits: Arc<AtomicBool>,
 }
 
-fn serve(
-    runtime: &LocalRuntime,
-    context: Arc<Context>,
-    number: usize,
-    mailbox: Arc<Mailbox>,
-    bell: &Notify,
-) {
-    let worker = RefCell::new(Worker::new(context.clone(), number, mailbox));
-    let hall = Rc::new(Hall { worker, wakers: RefCell::default(), context });
+fn serve(runtime: &LocalRuntime, hall: Hall, bell: &Notify) {
+    let hall = Rc::new(hall);
     runtime.block_on(async {
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
@@ -83,6 +90,19 @@ fn serve(
 }
 
 impl Hall {
+    fn new(
+        context: Arc<Context>,
+        number: usize,
+        mailbox: Arc<Mailbox>,
+        waits: Arc<AtomicBool>,
+    ) -> Self {
+        let worker = RefCell::new(Worker::new(context.clone(), number, mailbox));
+        Self { worker, wakers: RefCell::default(), context, waits }
+    }
+    /// Takes note of whether replies wait.
+    fn note_waits(&self, worker: &Worker) {
+        self.waits.store(worker.has_waiting_replies(), Relaxed);
+    }
     fn wake(&self, slot: u32) {
         if let Some(Some(waker)) = self.wakers.borrow().get(slot as usize) {
             waker.wake_by_ref();
@@ -94,7 +114,10 @@ impl Hall {
     }
     /// Does what the mailbox says. True when the worker is to stop.
     fn receive(self: &Rc<Self>) -> bool {
-        let Received { accepted, stop } = self.worker.borrow_mut().receive(|slot| self.wake(slot));
+        let mut worker = self.worker.borrow_mut();
+        let Received { accepted, stop } = worker.receive(|slot| self.wake(slot));
+        self.note_waits(&worker);
+        drop(worker);
         accepted.into_iter().for_each(|accepted| self.admit(accepted));
         stop
     }
@@ -140,6 +163,7 @@ impl Future for Served {
         let mut worker = hall.worker.borrow_mut();
         let done = this.turn(&mut worker, task);
         worker.pause(this.slot);
+        hall.note_waits(&worker);
         // An error of the socket needs no answer: the peer is gone.
         done.map(drop)
     }
