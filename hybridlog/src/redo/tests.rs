@@ -415,6 +415,32 @@ fn who_runs_alone_is_not_held() {
     store.hold_redo(false);
 }
 
+/// A reader does not wait to remove what has expired; whoever tells how many keys there are does.
+#[test]
+fn what_a_reader_found_expired_does_not_count() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let _reader = store.redo().expect("the store has a ring");
+    let mut session = store.session(|| {});
+    let put = Change::Put { value: b"v", expires_at_ms: Some(1), encoding: 0 };
+    let written = session.enter().update(&mut Operation::new(1), DB, b"k", |_, _| (put, ()));
+    assert_eq!(written, Ok::<(), Stop>(()));
+    let count =
+        |session: &mut crate::Session| session.enter().key_count(&mut Operation::new(2), DB);
+    assert_eq!(count(&mut session), Ok(1), "nobody knows yet");
+    store.hold_redo(true);
+    let read = session.enter().read(&mut Operation::new(3), DB, b"k", |value| value.is_some());
+    assert_eq!(read, Ok(false));
+    assert_eq!(count(&mut session), Err(Stop::Pending));
+    assert_eq!(store.key_count(DB).0, 1);
+    store.hold_redo(false);
+    assert_eq!((count(&mut session), store.key_count(DB).0), (Ok(0), 0));
+    // A key that lives again counts.
+    let put = Change::Put { value: b"v", expires_at_ms: None, encoding: 0 };
+    let written = session.enter().update(&mut Operation::new(4), DB, b"k", |_, _| (put, ()));
+    assert_eq!((written, count(&mut session)), (Ok::<(), Stop>(()), Ok(1)));
+}
+
 /// Whoever would run alone waits before the gate is closed: readers go on.
 #[test]
 fn what_is_held_does_not_close_the_gate() {
@@ -423,7 +449,6 @@ fn what_is_held_does_not_close_the_gate() {
     let mut reader = store.redo().expect("the store has a ring");
     let mut session = store.session(|| {});
     assert!(session.enter().may_write(&mut Operation::new(1)));
-    store.hold_redo(true);
     assert!(!session.enter().may_write(&mut Operation::new(1)));
     let keys: Vec<_> = (0..100u64).map(u64::to_le_bytes).collect();
     let many = move |session: &mut crate::Session| {
@@ -438,7 +463,6 @@ fn what_is_held_does_not_close_the_gate() {
         (outcome, session, many)
     });
     assert_eq!(outcome, Err(Stop::Pending));
-    store.hold_redo(false);
     let mut ready = Vec::new();
     session.ready(&mut ready);
     ready.sort_unstable();

@@ -94,9 +94,30 @@ impl Inside<'_> {
     }
 
     /// Removes a key that a reader found expired, if that takes no waiting: readers go on while
-    /// writers wait for the device. The expiry cycle comes to what stays.
+    /// writers wait for the device. [`Inside::key_count`] or the expiry cycle comes to what stays.
     pub(crate) fn remove_expired(&mut self, op: &mut Operation, db: Database, key: &[u8]) {
-        drop(self.try_remove_expired(op, db, key));
+        match self.try_remove_expired(op, db, key) {
+            // One that cannot be removed at all is absent all the same.
+            Ok(()) | Err(Blocked::Failed(_)) => {}
+            Err(_) => self.tables.slot(db).leave(key),
+        }
+    }
+
+    /// How many keys a database has: those that were not yet removed count, except where a reader has
+    /// found that they have expired.
+    ///
+    /// # Errors
+    /// [`Stop::Pending`] while such a key waits to be removed.
+    pub fn key_count(&mut self, op: &mut Operation, db: Database) -> Result<u64, Stop> {
+        op.begin(&mut self.credit);
+        self.depends_on_all();
+        let slot = std::sync::Arc::clone(self.tables.slot(db));
+        let left = slot.left();
+        if !left.is_empty() {
+            self.remove_all_expired(op, db, left.iter())?;
+            slot.forget_left(&left);
+        }
+        Ok(slot.counts().keys)
     }
 
     /// Removes keys that were found expired, and waits for what that takes: for the commands whose

@@ -5,9 +5,10 @@
 //! floor in place: records of that slot number below the floor are dead. Both happen at a
 //! safepoint, where the whole `Tables` is replaced; sessions take the new one when they enter.
 
+use crate::sync::Locked;
 use ferrite_index::HashIndex;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A logical database's number, as SELECT names it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -22,7 +23,14 @@ pub(crate) struct Slot {
     expiring: AtomicI64,
     /// Words of the log that the keys' newest records take.
     live: AtomicI64,
+    /// Keys that readers found expired and could not remove without waiting.
+    left: Mutex<Vec<Vec<u8>>>,
+    /// Whether there are any.
+    has_left: AtomicBool,
 }
+
+/// So many keys are remembered that readers have left; the expiry cycle comes to the others.
+const LEFT_MOST: usize = 1024;
 
 /// What a slot holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,12 +47,38 @@ impl Slot {
         let of = |n: u64| AtomicI64::new(n as i64);
         let Counts { keys, expiring, live } = counts;
         let (keys, expiring, live) = (of(keys), of(expiring), of(live));
-        Self { number, index, floor, keys, expiring, live }
+        let (left, has_left) = (Mutex::default(), AtomicBool::new(false));
+        Self { number, index, floor, keys, expiring, live, left, has_left }
     }
 
     pub fn counts(&self) -> Counts {
         let of = |n: &AtomicI64| n.load(Ordering::Relaxed).max(0) as u64;
         Counts { keys: of(&self.keys), expiring: of(&self.expiring), live: of(&self.live) }
+    }
+
+    /// A reader found that `key` has expired, and would have had to wait to remove it.
+    #[cold]
+    pub fn leave(&self, key: &[u8]) {
+        let mut left = self.left.locked();
+        if left.len() < LEFT_MOST && left.iter().all(|other| other != key) {
+            left.push(key.to_vec());
+        }
+        self.has_left.store(true, Ordering::SeqCst);
+    }
+
+    /// The keys that readers have left.
+    pub fn left(&self) -> Vec<Vec<u8>> {
+        match self.has_left.load(Ordering::SeqCst) {
+            true => self.left.locked().clone(),
+            false => Vec::new(),
+        }
+    }
+
+    /// These are removed, or live again.
+    pub fn forget_left(&self, removed: &[Vec<u8>]) {
+        let mut left = self.left.locked();
+        left.retain(|key| !removed.contains(key));
+        self.has_left.store(!left.is_empty(), Ordering::SeqCst);
     }
 
     /// Counts a record of `before` words that one of `after` takes the place of; 0 is none.

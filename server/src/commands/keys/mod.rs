@@ -298,8 +298,7 @@ fn random_key(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn db_size(call: &mut Call<'_, '_>) -> Outcome {
-    call.inside.depends_on_all();
-    let (keys, _) = call.context.store.key_count(call.client.db);
+    let keys = call.inside.key_count(call.op, call.client.db)?;
     call.reply.integer(keys as i64);
     Ok(())
 }
