@@ -406,6 +406,31 @@ fn a_missing_part_before_others_refuses_the_start() {
     assert_eq!(contents_of(&server).len(), 1, "{}", server.log());
 }
 
+/// The same with a rewrite in between: the base is newer than the checkpoint, and nothing that is newer
+/// is passed over for what is older.
+#[test]
+fn a_missing_part_before_a_rewrite_refuses_the_start() {
+    let mut server = server();
+    let mut wire = server.connect();
+    run(&mut wire, "SET a 1\nSAVE\nSET b 2");
+    let missing = newest_part(&server);
+    assert!(wire.line("BGREWRITEAOF").starts_with('+'));
+    let until = Instant::now() + PATIENCE;
+    while !wire.bulk("INFO persistence").contains("aof_rewrites:1\r\n") {
+        assert!(Instant::now() < until, "it rewrites for ever");
+        thread::sleep(Duration::from_millis(10));
+    }
+    run(&mut wire, "SET c 3");
+    let before = contents_of(&server);
+    kill(&mut server);
+    let away = data(&server).join("away");
+    fs::rename(&missing, &away).expect("it is there");
+    let log = refused(&server.directory, ALWAYS);
+    assert!(log.contains("goes on from checkpoint "), "{log}");
+    fs::rename(&away, &missing).expect("it is there");
+    assert_eq!(contents_of(&again(&server)), before, "nothing was changed");
+}
+
 /// A while without the append-only file leaves older parts behind.
 #[test]
 fn parts_from_before_a_while_without_them_are_no_reason_to_refuse() {

@@ -27,7 +27,6 @@ use crate::aof::{
     effect::Step, part,
 };
 use ferrite_hybridlog::{BlockingSession, Database, Store};
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -90,6 +89,8 @@ enum Stage {
     Begun(Begun),
     /// The base lacks little.
     Ready(Box<Draft>),
+    /// The journal's thread has taken it.
+    Taken,
     /// It is a part; its number.
     Switched(u64),
     Failed(String),
@@ -166,7 +167,7 @@ impl Exchange {
     /// The base that waits for the switch, if all that it holds was taken up to `position`.
     pub fn take(&self, position: u64) -> Option<Box<Draft>> {
         let mut stage = lock(&self.stage);
-        match std::mem::replace(&mut *stage, Stage::Idle) {
+        match std::mem::replace(&mut *stage, Stage::Taken) {
             Stage::Ready(draft) if draft.until <= position => {
                 self.is_ready.store(false, Ordering::Release);
                 Some(draft)
@@ -178,9 +179,15 @@ impl Exchange {
         }
     }
 
-    /// Tells the rewrite's thread how the switch went: the new part's number, or what went wrong.
+    /// Tells the rewrite's thread how the switch went: the new part's number, or what went wrong. When it has
+    /// given up meanwhile, nobody is told: the next rewrite is another one.
     pub fn tell(&self, switched: Result<u64, SwitchError>) {
-        self.set(switched.map_or_else(|e| Stage::Failed(e.to_string()), Stage::Switched));
+        let mut stage = lock(&self.stage);
+        if matches!(*stage, Stage::Taken) {
+            *stage = switched.map_or_else(|e| Stage::Failed(e.to_string()), Stage::Switched);
+        }
+        drop(stage);
+        self.changed.notify_all();
     }
 
     fn set(&self, stage: Stage) {
@@ -195,7 +202,7 @@ impl Draft {
     pub fn switch<F: Files>(
         self,
         writer: &mut PartWriter<F>,
-        parts: &Mutex<BTreeMap<u64, Part>>,
+        shared: &Shared,
         position: u64,
     ) -> Result<(), SwitchError>
     where
@@ -204,7 +211,7 @@ impl Draft {
         let Self { mut base, mut copier, .. } = self;
         writer.write()?;
         let live = (writer.header().number, writer.progress().written_offset);
-        copier.copy(&mut base, parts, live).map_err(|why| base.give_up(why))?;
+        copier.copy(&mut base, shared, live).map_err(|why| base.give_up(why))?;
         writer.switch_to(base, position)
     }
 }
@@ -409,7 +416,7 @@ fn rewrite(shared: &Shared, store: &Store) -> Result<u64, String> {
     drop(session);
     let until = store.redo_tail();
     let Walk { mut base, .. } = walk;
-    let mut copier = Copier { part: begun.part, offset: begun.offset, database: 0 };
+    let mut copier = Copier { part: begun.part, offset: begun.offset, database: 0, unsynced: 0 };
     catch_up(shared, &mut base, &mut copier)?;
     let draft = Box::new(Draft { base, copier, until });
     exchange.set(Stage::Ready(draft));
@@ -436,7 +443,7 @@ fn catch_up(
             let state = lock(&shared.state);
             (state.part, state.part_bytes)
         };
-        let copied = copier.copy(base, &shared.parts, live)?;
+        let copied = copier.copy(base, shared, live)?;
         base.sync().map_err(|e| e.to_string())?;
         if copied < CHUNK as u64 {
             break;
@@ -557,6 +564,8 @@ struct Copier {
     offset: u64,
     /// The database that the commands so far have selected.
     database: u8,
+    /// About how many bytes it has written since a sync.
+    unsynced: u64,
 }
 
 impl Copier {
@@ -565,7 +574,7 @@ impl Copier {
     fn copy(
         &mut self,
         base: &mut BaseWriter<LocalFiles>,
-        parts: &Mutex<BTreeMap<u64, Part>>,
+        shared: &Shared,
         live: (u64, u64),
     ) -> Result<u64, String> {
         if self.part > live.0 {
@@ -575,7 +584,7 @@ impl Copier {
         let mut bytes = 0;
         loop {
             let (path, length, next) = {
-                let parts = lock(parts);
+                let parts = lock(&shared.parts);
                 let part = parts.get(&self.part).ok_or("a part is missing")?;
                 let next = parts.range(self.part + 1..).next();
                 let next = next.map(|(number, part)| (*number, part.start));
@@ -583,7 +592,7 @@ impl Copier {
             };
             let until = if self.part == live.0 { live.1 } else { length };
             bytes += until.saturating_sub(self.offset);
-            self.copy_part(base, &path, until)?;
+            self.copy_part(base, shared, &path, until)?;
             if self.part >= live.0 {
                 base.write().map_err(|e| e.to_string())?;
                 return Ok(bytes);
@@ -599,6 +608,7 @@ impl Copier {
     fn copy_part(
         &mut self,
         base: &mut BaseWriter<LocalFiles>,
+        shared: &Shared,
         path: &PathBuf,
         until: u64,
     ) -> Result<(), String> {
@@ -618,6 +628,12 @@ impl Copier {
             }
             if base.buffered() >= CHUNK {
                 base.write().map_err(|e| said(&e))?;
+                shared.has_room()?;
+                self.unsynced += CHUNK as u64;
+            }
+            if self.unsynced >= SYNC_AFTER {
+                base.sync().map_err(|e| said(&e))?;
+                self.unsynced = 0;
             }
         }
         match reader.end() {
@@ -628,5 +644,33 @@ impl Copier {
             Some(End::Torn(torn)) => Err(format!("{} {}", path.display(), torn.details())),
             None => Err("a part did not come to its end".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A rewrite that has given up is not told how its switch went: the next one would hear it.
+    #[test]
+    fn the_end_of_a_switch_is_told_to_its_own_rewrite_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let draft = || {
+            let base = BaseWriter::create(LocalFiles, directory.path(), "a.aof", 2, 1, 0);
+            let copier = Copier { part: 1, offset: 0, database: 0, unsynced: 0 };
+            Box::new(Draft { base: base.expect("created"), copier, until: 0 })
+        };
+        let told = |gives_up: bool| {
+            let exchange = Exchange::default();
+            exchange.set(Stage::Ready(draft()));
+            assert!(exchange.take(0).is_some() && exchange.take(0).is_none());
+            if gives_up {
+                exchange.reset();
+            }
+            exchange.tell(Ok(3));
+            matches!(*lock(&exchange.stage), Stage::Switched(3))
+        };
+        assert!(told(false));
+        assert!(!told(true));
     }
 }

@@ -272,8 +272,7 @@ where
         let Some(draft) = self.shared.rewrite.take(self.reader.position()) else { return };
         let (shared, position) = (Arc::clone(&self.shared), self.reader.position());
         let finished = self.wait_for_disk(false).map_err(SwitchError::Part);
-        let switched =
-            finished.and_then(|()| draft.switch(&mut self.writer, &shared.parts, position));
+        let switched = finished.and_then(|()| draft.switch(&mut self.writer, &shared, position));
         match &switched {
             Ok(()) => self.note_part(),
             Err(SwitchError::Part(failed)) => self.fail(failed),
@@ -331,7 +330,9 @@ where
         if stopping && self.reader.backlog().0 == 0 {
             self.writer.mark(unix_ms())?;
             self.sync()
-        } else if self.taken_at.elapsed() >= IDLE {
+        } else if self.taken_at.elapsed() >= IDLE && !self.condition.is_failing() {
+            // A part that heals a failure holds nothing until its checkpoint is complete: else the
+            // start after a crash takes it for one that something went before.
             self.writer.mark(unix_ms())
         } else {
             Ok(())

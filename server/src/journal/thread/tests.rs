@@ -324,6 +324,33 @@ fn a_disk_that_stays_ill_leaves_one_part_behind() {
     assert_eq!(bench.replayed(Origin::Checkpoint(6)), ["c"]);
 }
 
+/// A crash before the checkpoint that heals is complete finds nothing that only it could explain.
+#[test]
+fn a_part_that_heals_holds_nothing_until_its_checkpoint_is_complete() {
+    let (bench, mut writing, _disk) = Bench::by_hand(AofSync::Always);
+    let mut session = bench.store.blocking_session();
+    put(&mut session, "a");
+    bench.files.0.syncs_fail.store(true, Ordering::SeqCst);
+    writing.round();
+    bench.files.0.syncs_fail.store(false, Ordering::SeqCst);
+    writing.cut(7, 2_000);
+    assert_eq!(writing.condition, Condition::Reborn(7));
+    let length = || {
+        let parts = Parts::find(bench.directory.path(), AOF).expect("readable");
+        let (_, part) = parts.parts().last_key_value().expect("begun");
+        (part.header.start, part.length - part.header.render().len() as u64)
+    };
+    let idle = || Instant::now().checked_sub(2 * IDLE).expect("the machine runs for longer");
+    writing.taken_at = idle();
+    writing.round();
+    assert_eq!(length(), (Start::Only(7), 0));
+    lock(&bench.shared.healing).heal = Heal::Complete(7);
+    writing.round();
+    writing.taken_at = idle();
+    writing.round();
+    assert_ne!(length().1, 0, "the mark of an idle part");
+}
+
 /// A turn behind a sync that fails does not try the disk again, which might say yes.
 #[test]
 fn a_cut_behind_a_sync_that_fails_begins_nothing() {
