@@ -129,6 +129,7 @@ async fn tick(status: Arc<Status>, due: mpsc::Sender<Due>, past: mpsc::SyncSende
             context.rates.sample(context);
             // An error means that it has not come to the last one yet.
             let _ = past.try_send(Arc::clone(context));
+            crate::start::set_memory(context, &context.config.config());
             rewrite_if_due(context);
         }
         begin_scheduled_rewrite(context);

@@ -189,7 +189,7 @@ fn memory(view: &View<'_>, to: &mut Fields) {
         format_args!("{:.2}%", { 100.0 * dataset as f64 / usage.used().max(1) as f64 }),
     );
     to.bytes("total_system_memory", crate::config::memory_limit().unwrap_or(0));
-    to.bytes("maxmemory", 0);
+    to.bytes("maxmemory", context.config.config().memory_max);
     to.field("maxmemory_policy", "noeviction");
     let ratio = process.resident as f64 / usage.used().max(1) as f64;
     to.field("mem_fragmentation_ratio", format_args!("{ratio:.2}"));
@@ -311,6 +311,7 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     let settings = view.context.config.config();
     to.field("storage_backend", settings.backend);
     to.field("storage_io", stats.io_kind);
+    to.field("storage_memory_full", u8::from(stats.memory_is_full));
     to.field("storage_direct_reads", u8::from(stats.buffered_reads.is_none()));
     to.field("storage_readonly_window", stats.readonly_window);
     if let Some(why) = &stats.readonly_window_reason {

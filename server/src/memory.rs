@@ -15,7 +15,8 @@ pub const FIXED_BYTES: u64 = 48 << 20;
 pub struct Budget {
     /// `storage.hybridlog_mutable_size`.
     pub mutable: u64,
-    /// `storage.hybridlog_readonly_size`.
+    /// `storage.hybridlog_readonly_size`; with the backend `memory`, what of the log is behind the
+    /// mutable part, as large as it is.
     pub readonly: u64,
     /// `storage.block_cache_size`.
     pub block_cache: u64,
@@ -38,6 +39,8 @@ pub struct Usage {
     pub mapped: u64,
     /// The block cache.
     pub block_cache: u64,
+    /// Pages of a log in memory: those that are not in frames.
+    pub shared: u64,
     /// What the kernel counts.
     pub process: process::Memory,
 }
@@ -47,7 +50,7 @@ impl Budget {
     pub fn total(&self) -> u64 {
         self.configured() + self.index + self.buffers() + FIXED_BYTES
     }
-    /// The parts that settings fix.
+    /// The parts that settings fix (with the backend `memory` the log's grows).
     pub fn configured(&self) -> u64 {
         self.mutable + self.readonly + self.block_cache
     }
@@ -61,25 +64,31 @@ impl Usage {
     /// Memory now.
     pub fn of(context: &Context, stats: &Stats) -> Self {
         let settings = &context.config.config().store;
+        let process = process::memory();
         let sum =
             |f: fn(&crate::counters::WorkerCounters) -> u64| context.workers.iter().map(f).sum();
         Self {
             budget: Budget {
                 mutable: settings.mutable_size,
-                readonly: settings.readonly_size,
+                readonly: if stats.is_in_memory {
+                    stats.log_bytes.saturating_sub(settings.mutable_size)
+                } else {
+                    settings.readonly_size
+                },
                 block_cache: settings.block_cache_size,
                 index: context.rates.sizes(context).index_bytes,
                 query_buffers: sum(|w| w.query_buffer_bytes.get()),
                 output_buffers: sum(|w| w.output_buffer_bytes.get()),
             },
-            frames: stats.frame_bytes,
+            frames: if stats.is_in_memory { stats.log_bytes } else { stats.frame_bytes },
             mapped: stats.mapped_bytes,
             block_cache: stats.block_cache_bytes,
-            process: process::memory(),
+            shared: if stats.is_in_memory { process.shared } else { 0 },
+            process,
         }
     }
-    /// Anonymous memory and locked pages of files: what the budget is about.
+    /// Anonymous memory, locked pages of files, and a log's pages in memory: what the budget is about.
     pub fn used(&self) -> u64 {
-        self.process.anonymous + self.process.locked
+        self.process.anonymous + self.process.locked + self.shared
     }
 }

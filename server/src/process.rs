@@ -9,6 +9,8 @@ pub struct Memory {
     pub resident: u64,
     /// Resident and anonymous: what the process itself allocated.
     pub anonymous: u64,
+    /// Resident and shared: pages of a log in memory.
+    pub shared: u64,
     /// Locked: pages of the read-only window that must stay.
     pub locked: u64,
 }
@@ -48,7 +50,12 @@ fn parse_status(text: &str) -> Memory {
         let number = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
         number.unwrap_or(0) * 1024
     };
-    Memory { resident: kib("VmRSS"), anonymous: kib("RssAnon"), locked: kib("VmLck") }
+    Memory {
+        resident: kib("VmRSS"),
+        anonymous: kib("RssAnon"),
+        shared: kib("RssShmem"),
+        locked: kib("VmLck"),
+    }
 }
 
 /// Fields 14 and 15, counted behind the name, which may hold anything.
@@ -64,8 +71,8 @@ mod tests {
 
     #[test]
     fn status_and_stat_are_read_in_bytes_and_seconds() {
-        let text = "Name:\tx\nVmHWM:\t 20 kB\nVmRSS:\t    12 kB\nRssAnon:\t 8 kB\nVmLck:\t 4 kB\n";
-        let expected = Memory { resident: 12288, anonymous: 8192, locked: 4096 };
+        let text = "Name:\tx\nVmHWM:\t 20 kB\nVmRSS:\t    12 kB\nRssAnon:\t 8 kB\nRssShmem:\t 2 kB\nVmLck:\t 4 kB\n";
+        let expected = Memory { resident: 12288, anonymous: 8192, shared: 2048, locked: 4096 };
         assert_eq!(parse_status(text), expected);
         assert_eq!(parse_status(""), Memory::default());
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 0";

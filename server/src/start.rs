@@ -1,6 +1,6 @@
 //! What can stand in the way of a start, each with what to do about it; and what a start tells.
 
-use crate::aof::{Failure, Parts};
+use crate::aof::{Failure, Part, Parts, Start};
 use crate::config::{Config, ConfigError, Live, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
@@ -8,7 +8,7 @@ use crate::journal::{self, Journal, ReplayError};
 use crate::listener::ListenError;
 use crate::logging;
 use crate::memory::Usage;
-use ferrite_hybridlog::{OpenError, Store};
+use ferrite_hybridlog::{Backend, OpenError, Store};
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -62,6 +62,19 @@ pub enum StartError {
         /// What was found there.
         found: String,
     },
+    /// A data directory of the other backend.
+    #[error(
+        "{} was written with storage.backend = {made_by}: set it so, or choose another directory with \
+         --data-dir; to change over, have the server with that backend rewrite its append-only file \
+         (BGREWRITEAOF), end it with SHUTDOWN NOSAVE, and move the folder checkpoints aside",
+        .path.display()
+    )]
+    Backend {
+        /// The file.
+        path: PathBuf,
+        /// The backend that wrote it.
+        made_by: &'static str,
+    },
     /// The store did not open: its text says what to do.
     #[error(transparent)]
     Store(OpenError),
@@ -107,7 +120,17 @@ pub fn open_store(
     rebuild_index: bool,
 ) -> Result<Store, StartError> {
     let directory = directory.to_owned();
-    let config = ferrite_hybridlog::Config { directory, rebuild_index, ..config.store.clone() };
+    // With hybridlog its own files know.
+    let numbers_used = match config.store.backend {
+        Backend::Memory => checkpoints_begun(&directory, &config.persistence.aof_file),
+        Backend::HybridLog => 0,
+    };
+    let config = ferrite_hybridlog::Config {
+        directory,
+        rebuild_index,
+        numbers_used,
+        ..config.store.clone()
+    };
     Store::open(config).map_err(|e| match e {
         OpenError::Config { setting, value, why } => refused(setting, value, why),
         OpenError::Io { action, path, source } => {
@@ -116,8 +139,20 @@ pub fn open_store(
         OpenError::DamagedImage { path, offset, found } => {
             StartError::Image { path, offset, found }
         }
+        OpenError::OtherBackend { path, made_by } => StartError::Backend { path, made_by },
         other => StartError::Store(other),
     })
+}
+
+/// The highest number of a checkpoint that a part of the append-only file goes on from, complete or not.
+fn checkpoints_begun(directory: &Path, aof_file: &str) -> u64 {
+    // What is wrong with the parts is the replay's to say.
+    let Ok(parts) = Parts::find(directory, aof_file) else { return 0 };
+    let number = |part: &Part| match part.header.start {
+        Start::Checkpoint(number) | Start::Only(number) => number,
+        Start::Empty | Start::Base(_) | Start::Part => 0,
+    };
+    parts.parts().values().map(number).max().unwrap_or(0)
 }
 
 /// Replays the append-only file into the store that was just opened, and follows it from now on; `None`
@@ -181,8 +216,22 @@ pub fn follow_policy(
 /// Lets the store compact its log as `config` says. What is compacted goes with the checkpoints.
 pub fn set_space(store: &Store, config: &Config) {
     let most = config.max_space_amplification;
-    let compacts = config.persistence.checkpoint_enabled && most > 0.0;
+    let in_memory = config.store.backend == Backend::Memory;
+    let compacts = (config.persistence.checkpoint_enabled || in_memory) && most > 0.0;
     store.set_space_amplification(compacts.then_some(most));
+}
+
+/// Tells a store in memory what its log may take: what is set, but what the indexes take.
+pub fn set_memory(context: &Context, config: &Config) {
+    if config.store.backend == Backend::Memory
+        && let Some(store) = context.store.get()
+    {
+        let index = context.rates.sizes(context).index_bytes;
+        store.set_memory_limit(match config.memory_max {
+            0 => 0,
+            most => most.saturating_sub(index).max(1),
+        });
+    }
 }
 
 /// CONFIG SET of what the store follows. Files that need not be held any more go within a second.
@@ -195,6 +244,7 @@ pub fn follow_store(
             && let Some(store) = context.store.get()
         {
             set_space(store, new);
+            set_memory(&context, new);
             let hold = new.persistence.backup_hold;
             if hold != old.persistence.backup_hold {
                 store.set_backup_hold(hold);
@@ -256,7 +306,17 @@ pub fn tell_store(context: &Context) {
         Some(why) => format!("{} ({why})", stats.readonly_window),
         None => stats.readonly_window.to_owned(),
     };
-    tracing::info!("backend {backend}, file I/O {io}, reads {reads}, read-only window {window}");
+    if stats.is_in_memory {
+        let limit = match context.config.config().memory_max {
+            0 => "no limit".to_owned(),
+            most => format!("at most {} MiB of log and index", most >> 20),
+        };
+        tracing::info!("backend {backend}, file I/O {io}, all data in memory, {limit}");
+    } else {
+        tracing::info!(
+            "backend {backend}, file I/O {io}, reads {reads}, read-only window {window}"
+        );
+    }
     let ms = recovery.duration.as_secs_f64() * 1000.0;
     match recovery.checkpoint {
         Some(number) => tracing::info!(

@@ -28,6 +28,7 @@ pub struct Transaction {
     commands: Vec<Command>,
     bytes: usize,
     writes: bool,
+    takes_memory: bool,
     /// A command was refused: EXEC discards all of them.
     pub failed: bool,
 }
@@ -58,6 +59,7 @@ impl Transaction {
         let command = Command { entry, bytes: bytes.into(), words };
         self.bytes += command.bytes.len() + size_of_val(&*command.words) + size_of::<Command>();
         self.writes |= entry.spec.flags.any(Flags::WRITE.and(Flags::MAY_REPLICATE));
+        self.takes_memory |= entry.spec.flags.has(Flags::DENY_OOM);
         self.commands.push(command);
     }
     /// How many commands there are.
@@ -75,6 +77,10 @@ impl Transaction {
     /// Whether one of its commands may change data, so that EXEC may.
     pub fn writes(&self) -> bool {
         self.writes
+    }
+    /// Whether one of its commands may take more memory, so that EXEC may.
+    pub fn takes_memory(&self) -> bool {
+        self.takes_memory
     }
     /// Begins the reads of all that its commands need of the device; true when everything is at
     /// hand. Else it is to be called again when `op`'s token is ready.

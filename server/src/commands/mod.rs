@@ -151,7 +151,19 @@ pub fn admit(entry: &Entry, client: &Client, context: &Context) -> Result<(), Er
     if context.is_loading() && !entry.spec.flags.has(Flags::LOADING) {
         return Err(crate::error::LOADING);
     }
+    if takes_memory(entry, client) && context.store.memory_is_full() {
+        return Err(crate::error::OUT_OF_MEMORY);
+    }
     if context.checkpoints.is_failing() { admit_failing(entry, client, context) } else { Ok(()) }
+}
+
+/// Whether a command may take more memory; EXEC may if one of its commands may.
+#[inline]
+fn takes_memory(entry: &Entry, client: &Client) -> bool {
+    match entry.spec.run {
+        Run::Transaction => client.transaction.as_ref().is_some_and(|t| t.takes_memory()),
+        _ => entry.spec.flags.has(Flags::DENY_OOM),
+    }
 }
 
 #[cold]

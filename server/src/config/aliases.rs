@@ -49,7 +49,7 @@ pub const ALIASES: &[Alias] = &[
     Alias { name: "logfile", form: Form::Row("logging.file") },
     Alias { name: "loglevel", form: Form::Words("logging.level", LOG_LEVELS) },
     Alias { name: "maxclients", form: Form::Row("server.max_connections") },
-    Alias { name: "maxmemory", form: Form::Fixed("0") },
+    Alias { name: "maxmemory", form: Form::Row("storage.memory_max") },
     Alias { name: "maxmemory-policy", form: Form::Words("storage.eviction", POLICIES) },
     Alias { name: "notify-keyspace-events", form: Form::Fixed("") },
     Alias { name: "port", form: Form::Row("server.port") },

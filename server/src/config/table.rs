@@ -147,7 +147,7 @@ const MONTH_MS: u64 = 31 * 86_400_000;
 
 const TRANSPORTS: &[Choice] =
     &[Choice::new("auto"), Choice::not_yet("io_uring"), Choice::new("epoll")];
-const BACKENDS: &[Choice] = &[Choice::new("hybridlog"), Choice::not_yet("memory")];
+const BACKENDS: &[Choice] = &[Choice::new("hybridlog"), Choice::new("memory")];
 const IO: &[Choice] = &[Choice::new("auto"), Choice::new("io_uring"), Choice::new("posix")];
 const EVICTION: &[Choice] = &[Choice::new("none"), Choice::not_yet("oldest")];
 const AOF_SYNC: &[Choice] = &[
@@ -197,7 +197,7 @@ pub const ROWS: &[Row] = &[
         "Closes a client that takes no byte of its replies for this long.").live(),
 
     Row::new("storage.backend", Kind::Choice(BACKENDS), "hybridlog",
-        "hybridlog spills to the disk what memory does not hold; memory (not yet) never does."),
+        "hybridlog keeps on disk what memory does not hold; memory keeps all in memory."),
     Row::new("storage.data_dir", Kind::Path { optional: false }, "./data",
         "Directory of all data; made when it does not exist."),
     Row::new("storage.databases", Kind::Integer(1, 256), "16",
@@ -216,6 +216,8 @@ pub const ROWS: &[Row] = &[
         "Size of one file of the log."),
     Row::new("storage.index_max_size", Kind::Size(0, MAX), "0",
         "Limit of the indexes of all databases together, in bytes; 0 is none."),
+    Row::new("storage.memory_max", Kind::Size(0, MAX), "0",
+        "Backend memory: bytes of log and index from which on writes answer OOM; 0 is no limit.").live(),
     Row::new("storage.block_cache_size", Kind::Size(0, MAX), "16MiB",
         "Memory for checksums and blocks read back from the disk."),
     Row::new("storage.disk_budget", Kind::Size(0, MAX), "0",
@@ -331,7 +333,6 @@ mod tests {
     #[test]
     fn what_has_not_landed_is_refused() {
         for (name, value) in [
-            ("storage.backend", "memory"),
             ("server.transport", "io_uring"),
             ("storage.eviction", "oldest"),
             ("cloud.enabled", "true"),

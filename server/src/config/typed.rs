@@ -17,6 +17,8 @@ pub struct Config {
     pub store: ferrite_hybridlog::Config,
     /// `hybridlog`, all there is so far.
     pub backend: &'static str,
+    /// What log and index may take with the backend `memory`; 0 is no limit. Live.
+    pub memory_max: u64,
     /// Bytes of log per living byte at which it is compacted; 0 is never. Live.
     pub max_space_amplification: f64,
     /// `[persistence]`
@@ -152,6 +154,7 @@ impl Config {
             server: server(read),
             store: store(read)?,
             backend: read.choice("storage.backend"),
+            memory_max: memory_max(read)?,
             max_space_amplification: space_amplification(read)?,
             persistence: Persistence {
                 checkpoint_enabled: read.flag("persistence.checkpoint_enabled"),
@@ -242,7 +245,7 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
         holds_two_pages(name, read.size(name), page_size)?;
     }
     let file = read.text("persistence.checkpoint_file");
-    Ok(ferrite_hybridlog::Config {
+    let config = ferrite_hybridlog::Config {
         mutable_size: read.size("storage.hybridlog_mutable_size"),
         readonly_size: read.size("storage.hybridlog_readonly_size"),
         page_size,
@@ -260,6 +263,25 @@ fn store(read: Reader<'_>) -> Result<ferrite_hybridlog::Config, ConfigError> {
         redo_ring_size: if read.flag("persistence.aof_enabled") { REDO_RING_SIZE } else { 0 },
         file_stem: file.strip_suffix(".ckpt").expect("the row's range").to_owned(),
         ..ferrite_hybridlog::Config::new(read.text("storage.data_dir"))
+    };
+    Ok(match read.choice("storage.backend") {
+        "memory" => config.in_memory(read.size("storage.memory_max")),
+        _ => config,
+    })
+}
+
+fn memory_max(read: Reader<'_>) -> Result<u64, ConfigError> {
+    let name = "storage.memory_max";
+    let most = read.size(name);
+    if most == 0 || read.choice("storage.backend") == "memory" {
+        return Ok(most);
+    }
+    Err(ConfigError::Relation {
+        name,
+        value: Bytes(most).to_string(),
+        why: "it is a limit of storage.backend = memory; hybridlog takes what \
+              storage.hybridlog_mutable_size and storage.hybridlog_readonly_size say"
+            .into(),
     })
 }
 
@@ -406,6 +428,26 @@ mod tests {
             ("storage.hybridlog_readonly_size", "8KiB"),
         ];
         assert!(with(&tiny).is_ok());
+    }
+
+    #[test]
+    fn a_limit_of_memory_is_one_of_the_backend_memory() {
+        let refused = with(&[("storage.memory_max", "1GiB")]).expect_err("hybridlog");
+        assert!(refused.contains("storage.backend = memory"), "{refused}");
+        let memory = [("storage.backend", "memory"), ("storage.memory_max", "1GiB")];
+        let config = with(&memory).expect("it is one");
+        assert_eq!((config.memory_max, config.store.index_basis), (1 << 30, 1 << 30));
+        assert_eq!(config.store.backend, ferrite_hybridlog::Backend::Memory);
+        assert_eq!(config.store.segment_size, 16 << 20);
+        for page in ["4KiB", "1MiB", "64MiB"] {
+            let settings = [
+                ("storage.backend", "memory"),
+                ("storage.hybridlog_page_size", page),
+                ("storage.hybridlog_mutable_size", "1GiB"),
+                ("storage.hybridlog_readonly_size", "1GiB"),
+            ];
+            assert!(with(&settings).is_ok(), "{page}");
+        }
     }
 
     #[test]

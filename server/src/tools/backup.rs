@@ -169,8 +169,10 @@ impl Action {
                     copied.insert(file.name.replace(".side.", "."));
                 }
             }
-            let manifest = checkpoints.manifest(None);
-            staging.write_manifest(&checkpoints.manifest_name(), &manifest)?;
+            if !checkpoints.is_in_memory() {
+                let manifest = checkpoints.manifest(None);
+                staging.write_manifest(&checkpoints.manifest_name(), &manifest)?;
+            }
         } else {
             staging.without_checkpoints()?;
         }

@@ -7,7 +7,7 @@ use super::{Outcome, ToolError};
 use crate::config::{self, Arguments, Config};
 use crate::start;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
-use ferrite_hybridlog::{IoChoice, device};
+use ferrite_hybridlog::{Backend, IoChoice, device};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -143,15 +143,25 @@ fn open_files(wanted: u64) -> Finding {
 
 fn memory(config: &Config, limit: Option<u64>) -> Finding {
     let store = &config.store;
-    let fixed = store.mutable_size
-        + store.readonly_size
-        + store.block_cache_size
-        + crate::memory::FIXED_BYTES;
+    let in_memory = store.backend == Backend::Memory;
+    let log = if in_memory {
+        config.memory_max.max(store.mutable_size)
+    } else {
+        store.mutable_size + store.readonly_size
+    };
+    let fixed = log + store.block_cache_size + crate::memory::FIXED_BYTES;
     let mib = fixed >> 20;
     let Some(limit) = limit else { return warn("the system does not tell how much there is") };
     let all = limit >> 20;
-    let advice = "lower storage.hybridlog_mutable_size or storage.hybridlog_readonly_size";
+    let advice = match in_memory {
+        true => "lower storage.memory_max or storage.hybridlog_mutable_size",
+        false => "lower storage.hybridlog_mutable_size or storage.hybridlog_readonly_size",
+    };
     match fixed {
+        fixed if in_memory && config.memory_max == 0 && fixed <= limit => warn(format!(
+            "all data is in memory, {all} MiB, and storage.memory_max sets no limit: when it is used up the \
+             system ends the server"
+        )),
         fixed if fixed > limit => {
             bad(format!("{mib} MiB are configured, and there are {all}; {advice}"))
         }
@@ -174,7 +184,11 @@ fn disk(config: &Config, folder: &Path) -> Finding {
     };
     let store = &config.store;
     // What memory holds must fit, beside the reserve of two segments.
-    let needed = store.mutable_size + store.readonly_size + 2 * store.segment_size;
+    let needed = match store.backend {
+        Backend::HybridLog => store.mutable_size + store.readonly_size + 2 * store.segment_size,
+        // Two checkpoints and one that is being written.
+        Backend::Memory => 3 * config.memory_max,
+    };
     let (free_mib, needed_mib) = (free >> 20, needed >> 20);
     match free {
         free if free < 2 * store.segment_size => bad(format!(
@@ -221,6 +235,7 @@ fn probed(config: &Config, probe: &Path) -> Vec<(&'static str, Finding)> {
         Err(why) => warn(format!("{why}: reads take memory of the page cache as well")),
     };
     let window = match device.can_map(config.store.readonly_size) {
+        _ if config.store.backend == Backend::Memory => ok("memory files need no lock"),
         Ok(()) => ok("the read-only window can be locked"),
         Err(why) => warn(format!(
             "{why}: the read-only region stays in anonymous memory; raise the limit with ulimit -l (LimitMEMLOCK= of \

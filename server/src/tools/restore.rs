@@ -249,12 +249,24 @@ impl Action {
                 // Whoever made a flat copy may copy over it again, into the same files.
                 let links = file.is_final && !checkpoints.is_copy() && !self.copies;
                 let how = if links { How::Link } else { How::Copy };
+                // Of a store in memory the one before the newest has another name until now.
+                let name = match checkpoints.is_in_memory() {
+                    true => &checkpoints.manifest_name(),
+                    false => &file.name,
+                };
                 let brought =
-                    staging.bring_checkpoint_file(&file.path, &file.name, file.bytes, how, &bar);
+                    staging.bring_checkpoint_file(&file.path, name, file.bytes, how, &bar);
                 brought.map_err(|e| vanished(source, &file.path, e))?;
             }
-            let manifest = checkpoints.manifest(Some(checkpoint.number));
-            staging.write_manifest(&checkpoints.manifest_name(), &manifest)?;
+            if checkpoints.is_in_memory() {
+                staging.holds(checkpoints, checkpoint).map_err(|e| match source.server {
+                    Some(_) => Failure::Vanished(e),
+                    None => Failure::Damaged(e.to_string()),
+                })?;
+            } else {
+                let manifest = checkpoints.manifest(Some(checkpoint.number));
+                staging.write_manifest(&checkpoints.manifest_name(), &manifest)?;
+            }
         } else {
             staging.without_checkpoints()?;
         }
@@ -347,11 +359,18 @@ pub(super) fn start_command(
         set("persistence.checkpoint_file", format!("{}.ckpt", names.stem));
     }
     if let Some(checkpoints) = checkpoints {
+        if checkpoints.is_in_memory() {
+            set("storage.backend", "memory".into());
+        }
         // The sizes are fixed when a store is made.
         if checkpoints.page_size() != 4 << 20 {
             set("storage.hybridlog_page_size", checkpoints.page_size().to_string());
         }
-        if checkpoints.segment_size() != 256 << 20 {
+        let segments_as_usual = match checkpoints.is_in_memory() {
+            true => checkpoints.segment_size() == 4 * checkpoints.page_size(),
+            false => checkpoints.segment_size() == 256 << 20,
+        };
+        if !segments_as_usual {
             set("storage.hybridlog_segment_size", checkpoints.segment_size().to_string());
         }
     }

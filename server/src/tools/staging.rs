@@ -130,10 +130,33 @@ impl Staging {
         checkpoint: &StoredCheckpoint,
     ) -> Result<(), ToolError> {
         let bar = Bar::hidden();
+        let own_name = all.manifest_name();
         for StoredFile { path, name, bytes, .. } in &checkpoint.files {
+            let name = if all.is_in_memory() { &own_name } else { name };
             self.bring_checkpoint_file(path, name, *bytes, How::Link, &bar)?;
         }
+        if all.is_in_memory() {
+            return self.holds(all, checkpoint);
+        }
         self.write_manifest(&all.manifest_name(), &all.manifest(Some(checkpoint.number)))
+    }
+
+    /// Fails if the one file of a store in memory was replaced by another one while it was brought here.
+    pub fn holds(
+        &self,
+        all: &StoredCheckpoints,
+        checkpoint: &StoredCheckpoint,
+    ) -> Result<(), ToolError> {
+        let name = all.manifest_name();
+        let stem = name.strip_suffix(".ckpt").unwrap_or(&name);
+        let found = StoredCheckpoints::find(&self.folder, stem);
+        let found = found.map_err(|e| ToolError::Refused(e.to_string()))?;
+        let number = found.and_then(|found| Some(found.checkpoints().first()?.number));
+        if number == Some(checkpoint.number) {
+            return Ok(());
+        }
+        let text = format!("checkpoint {} was replaced while it was copied", checkpoint.number);
+        Err(ToolError::Refused(text))
     }
 
     /// Writes the manifest.
@@ -202,6 +225,9 @@ impl Staging {
 
     /// The link that `cp *.ckpt` follows, as a server makes it.
     fn link(&self, name: &str) -> Result<(), ToolError> {
+        if !name.ends_with(".ckpt") {
+            return Ok(());
+        }
         let link = self.path(name);
         std::os::unix::fs::symlink(Path::new(CHECKPOINTS).join(name), &link)
             .map_err(failed("link", &link))
