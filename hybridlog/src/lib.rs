@@ -38,6 +38,6 @@ pub use error::{CheckpointError, CompactError, OpenError, OperationError};
 pub use progress::Progress;
 pub use redo::{RedoEffect, RedoEntry, RedoReader};
 pub use store::{
-    Alone, BlockingSession, Change, CompactionReport, Database, Foreseen, Inside, Many, Operation,
-    Session, Sizes, Stats, Stop, Store, Token, Value,
+    Alone, BlockingSession, Change, Compacted, CompactionReport, Database, Foreseen, Inside, Many,
+    Operation, Session, Sizes, Stats, Stop, Store, Token, Value,
 };

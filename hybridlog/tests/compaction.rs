@@ -3,6 +3,7 @@
 mod support;
 
 use ferrite_hybridlog::device::fault::FaultDevice;
+use ferrite_hybridlog::device::{Device, FileId};
 use ferrite_hybridlog::{Change, Config, Database, Store};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -343,4 +344,161 @@ fn counters_are_exact_while_everything_is_compacted_over_and_over() {
         assert_eq!(number(&bytes), 2 * ROUNDS, "{i}");
     }
     assert_eq!(store.key_count(Database(1)).0, 0);
+}
+
+const SEGMENT: u64 = 16 * 4096;
+/// What clients' writes leave of a disk.
+const RESERVE: u64 = 2 * SEGMENT;
+
+/// On a simulated disk of so many segments, which hold so many keys that a checkpoint has.
+fn on_a_disk_of(
+    segments: u64,
+    keys: u64,
+) -> (Store, std::sync::Arc<FaultDevice>, BTreeMap<u64, Vec<u8>>) {
+    let device = FaultDevice::new();
+    device.set_free_space(segments * SEGMENT);
+    let mut config = tiny(Path::new("simulated"));
+    config.segment_size = SEGMENT;
+    let store = support::open(&config, &device);
+    let mut s = store.blocking_session();
+    for i in 0..keys {
+        s.upsert(DB, &i.to_le_bytes(), &value(i, 0)).expect("writes");
+    }
+    checkpoints(&store);
+    (store, device, (0..keys).map(|i| (i, value(i, 0))).collect())
+}
+
+/// Compaction's copies took the reserve too, and the checkpoint that would have given all of it back
+/// failed: the disk stayed full for ever.
+#[test]
+fn a_disk_that_is_full_of_dead_records_takes_writes_again() {
+    // Most of them never change, and lie at the log's old end.
+    let (store, _device, mut model) = on_a_disk_of(24, 2000);
+    let mut s = store.blocking_session();
+    let churn = |s: &mut ferrite_hybridlog::BlockingSession, model: &mut BTreeMap<u64, Vec<u8>>| {
+        let mut version = 1;
+        loop {
+            for i in 0..100u64 {
+                if s.upsert(DB, &i.to_le_bytes(), &value(i, version)).is_err() {
+                    return;
+                }
+                model.insert(i, value(i, version));
+            }
+            version += 1;
+        }
+    };
+    for round in 0..2 {
+        churn(&mut s, &mut model);
+        store.set_space_amplification(Some(1.5));
+        let since = std::time::Instant::now();
+        while store.stats().not_writable.is_some() {
+            if store.wants_checkpoint() {
+                store.checkpoint().expect("there is room for it");
+            }
+            assert!(since.elapsed() < PATIENCE, "round {round}: {:?}", store.stats());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        check(&store, &model, "when it takes writes again");
+        store.set_space_amplification(None);
+    }
+}
+
+#[test]
+fn a_log_that_lives_is_compacted_on_a_disk_that_cannot_hold_it_twice() {
+    let (store, device, model) = on_a_disk_of(40, 3500);
+    let log = store.stats().log_bytes;
+    device.set_free_space(RESERVE + 4 * SEGMENT);
+    assert!(log > 10 * SEGMENT, "{log}");
+    let below = store.stats().log_head;
+    let mut steps = 0;
+    loop {
+        let done = store.compact_below(below).expect("compacts");
+        let free = device.free_space().expect("it says");
+        assert!(free >= RESERVE, "{free} bytes are left of {RESERVE}");
+        assert!(done.read_bytes > 0, "{done:?}");
+        checkpoints(&store);
+        assert!(store.stats().log_begin >= done.until);
+        if !done.short_of_space {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > 0, "there was room for all of it at once");
+    assert_eq!(store.stats().not_writable, None);
+    check(&store, &model, "in the end");
+}
+
+/// What is compacted between a checkpoint's cut and its manifest has its copies above the cut, which
+/// a start does not read: that checkpoint must not begin above.
+#[test]
+fn a_checkpoint_begins_where_the_compaction_was_at_its_cut() {
+    let device = FaultDevice::new();
+    let config = tiny(Path::new("simulated"));
+    let store = support::open(&config, &device);
+    let mut s = store.blocking_session();
+    let mut model = BTreeMap::new();
+    for i in 0..800u64 {
+        s.upsert(DB, &i.to_le_bytes(), &value(i, 0)).expect("writes");
+        model.insert(i, value(i, 0));
+    }
+    // It waits behind its cut.
+    let last = FileId::Segment(store.stats().log_tail / config.segment_size);
+    device.hold_syncs(last);
+    let taking = std::thread::spawn({
+        let store = store.clone();
+        move || store.checkpoint()
+    });
+    let since = std::time::Instant::now();
+    while !device.is_holding() {
+        assert!(since.elapsed() < PATIENCE, "the checkpoint does not come to its sync");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let done = store.compact().expect("compacts");
+    assert!(done.copied_bytes > 0 && !taking.is_finished(), "{done:?}");
+    device.release_syncs();
+    taking.join().expect("no panic").expect("checkpoints");
+    drop((s, store));
+    let store = support::open(&config, &device.crash(1));
+    check(&store, &model, "after a crash");
+}
+
+/// Keys that have expired and that nobody may remove yet are copied like any others.
+#[test]
+fn what_has_expired_is_copied_while_nothing_may_be_removed() {
+    for refused in [false, true] {
+        let device = FaultDevice::new();
+        let store = support::open(&tiny(Path::new("simulated")), &device);
+        store.hold_expiry(u64::MAX);
+        let mut s = store.blocking_session();
+        for i in 0..400u64 {
+            let (value, expires_at_ms) = (value(i, 0), (i < 200).then_some(PAST));
+            let put = Change::Put { value: &value, expires_at_ms, encoding: 0 };
+            s.rmw(DB, &i.to_le_bytes(), |_, _| (put, ())).expect("writes");
+        }
+        let since = std::time::Instant::now();
+        if refused {
+            store.checkpoint().expect("checkpoints");
+            // Less than the reserve of two segments, and enough to copy into.
+            device.set_free_space(28 << 10);
+            while store.stats().not_writable.is_none() {
+                assert!(since.elapsed() < PATIENCE, "writes are taken");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            store.hold_expiry(0);
+        }
+        let compacts = std::thread::spawn({
+            let store = store.clone();
+            move || store.compact()
+        });
+        while !compacts.is_finished() && since.elapsed() < PATIENCE {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // One that wants to remove a key waits for this.
+        let done_in_time = compacts.is_finished();
+        let keys = store.key_count(DB).0;
+        store.hold_expiry(0);
+        let done = compacts.join().expect("no panic").expect("compacts");
+        assert!(done_in_time && done.copied_bytes > 0, "refused: {refused}: {done:?}");
+        assert_eq!(keys, 400, "refused: {refused}");
+    }
 }

@@ -153,12 +153,15 @@ fn steps(
 ) -> Result<Taken, CheckpointError> {
     let (image, image_bytes, image_crc) = image_for(inner, state, number)?;
     flush_ahead(inner)?;
-    let cut = cut(inner, number)?;
+    let mut cut = cut(inner, number)?;
     if !mutant!("cut_without_flush") {
         flush_to(inner, cut.address)?;
     }
     sync_log(inner, cut.address)?;
     redo::wait_until_cut(inner, number);
+    if mutant!("begin_read_after_the_cut") {
+        cut.compacted = inner.compaction.compacted();
+    }
     let (taken_at_ms, made_at) = (cut.taken_at_ms, cut.made_at);
     let geometry = &inner.log.geometry;
     let mut manifest = next_manifest(state, number, image, cut, geometry.segment_words);
@@ -236,8 +239,8 @@ fn reserve_number(inner: &Inner, state: &mut Checkpointer) -> Result<u64, Checkp
     Ok(state.manifest.next_number - 1)
 }
 
-/// A new image, or the last one when little of the log is new; the bytes that were written for it, and
-/// their checksum.
+/// A new image, or the last one when little of the log is new or space is short; the bytes that were
+/// written for it, and their checksum.
 fn image_for(
     inner: &Arc<Inner>,
     state: &Checkpointer,
@@ -252,7 +255,9 @@ fn image_for(
         && let Some(last) = state.manifest.newest().map(|c| c.image).filter(|i| i.number > 0)
     {
         let grown = (tail - last.fuzzy_start) * 8;
-        if grown < inner.index_bytes() / IMAGE_SHARE && last.fuzzy_start >= state.start {
+        // On a full disk what a checkpoint gives back matters more than how long a start takes.
+        let little = grown < inner.index_bytes() / IMAGE_SHARE || inner.log.health.is_short();
+        if little && last.fuzzy_start >= state.start {
             return Ok((last, 0, 0));
         }
     }

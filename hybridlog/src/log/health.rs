@@ -58,6 +58,10 @@ impl Health {
     pub fn is_writable(&self) -> bool {
         !self.refuses.load(Ordering::Acquire)
     }
+    /// Whether something is short that may come back: the disk's space above all.
+    pub fn is_short(&self) -> bool {
+        !self.is_writable() && self.reasons.locked().short.is_some()
+    }
     /// A device failed: nothing is taken until a restart.
     pub fn broke(&self, reason: String) {
         tracing::error!("the log takes no writes until a restart: {reason}");

@@ -20,6 +20,7 @@ pub(crate) mod page_table;
 pub(crate) mod page_thread;
 pub(crate) mod room;
 pub(crate) mod scan;
+pub(crate) mod space;
 pub(crate) mod syncs;
 pub(crate) mod tail;
 pub(crate) mod window;
@@ -27,8 +28,8 @@ pub(crate) mod window;
 use crate::config::{Geometry, MAPPED_PAGES_MAX};
 use crate::device::{Device, Mapping};
 use crate::record::{Draft, RecordRef};
-use crate::sync::Locked;
-use crate::tier::raw::RawSegments;
+use crate::sync::{Locked, mutant};
+use crate::tier::raw::{Fetched, RawSegments, ReadFailure};
 use ages::Ages;
 use boundaries::Boundaries;
 use earlier::EarlierPages;
@@ -72,6 +73,9 @@ pub(crate) struct Log {
     pub device: Arc<dyn Device>,
     pub epoch: Arc<Epoch>,
     pub health: Health,
+    /// Bytes of disk that clients' writes leave to checkpoints and compaction: two segments, or an
+    /// eighth of what was free at the start.
+    pub space_reserve: u64,
     /// What a log in memory may take.
     pub memory: MemoryLimit,
     pub counters: Counters,
@@ -116,6 +120,7 @@ impl Log {
         let page_expiry = (0..geometry.frames).map(|_| AtomicU64::new(u64::MAX)).collect();
         let earlier = EarlierPages::choose(&geometry, begin, start, &extents);
         let lowest = earlier.lowest();
+        let free = device.free_space().unwrap_or(u64::MAX);
         Ok(Arc::new(Self {
             geometry,
             is_in_memory: device.io_kind() == "memory",
@@ -129,6 +134,7 @@ impl Log {
             device,
             epoch,
             health: Health::default(),
+            space_reserve: (geometry.segment_words * 16).min(free / 8),
             memory: MemoryLimit::default(),
             counters: Counters::default(),
             ages: Ages::default(),
@@ -268,6 +274,21 @@ impl Log {
             std::thread::sleep(Duration::from_micros(200));
         }
         self.boundaries.truncate(begin.min(self.boundaries.safe_head()));
+    }
+
+    /// Fetches a record, waiting for it. `None` when the log has come to begin above it meanwhile, so
+    /// that its file may be gone and no chain leads there any more. Never call it while pinned.
+    pub fn fetch_blocking(&self, address: Address) -> Result<Option<Fetched>, ReadFailure> {
+        match self.raw.fetch_blocking(address) {
+            Ok(fetched) => Ok(Some(fetched)),
+            Err(_) if self.has_given_back(address.raw()) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether the log begins above an address by now. `begin` moves before a file goes.
+    pub fn has_given_back(&self, address: u64) -> bool {
+        address < self.boundaries.begin() && !mutant!("given_back_is_damage")
     }
 
     /// Words of the log at or above `from`, which lies below the tail; without the gaps between runs.

@@ -17,6 +17,7 @@
 use super::Log;
 use super::boundaries::Announced;
 use super::helper::{Helper, Job, MapFailure};
+use super::space::Space;
 use super::syncs::Syncs;
 use super::window::Window;
 use crate::config::BLOCK_WORDS;
@@ -97,14 +98,13 @@ pub(crate) struct PageThread {
     /// A write failed for a shortage, and none has succeeded since.
     is_short: bool,
     space_checked: Instant,
-    space_reserve: u64,
+    /// Where the tail was then.
+    space_checked_at: u64,
 }
 
 impl PageThread {
     pub fn new(log: Arc<Log>, work: Arc<PageWork>) -> Self {
         let submitted_until = log.boundaries.flushed_until();
-        let free = log.device.free_space().unwrap_or(u64::MAX);
-        let space_reserve = (log.geometry.segment_words * 16).min(free / 8);
         Self {
             window: Window::new(&log),
             helper: Helper::start(Arc::clone(&log), Arc::clone(&work)),
@@ -118,7 +118,7 @@ impl PageThread {
             retry_at: None,
             is_short: false,
             space_checked: Instant::now(),
-            space_reserve,
+            space_checked_at: submitted_until,
         }
     }
 
@@ -403,23 +403,21 @@ impl PageThread {
         }
     }
 
-    /// Refuses writes while the disk could not take what is in memory and keep its reserve.
+    /// Refuses writes while the disk could not take what is in memory and keep its reserve. Looks now
+    /// and then, and whenever a part of the reserve was written.
     fn look_at_space(&mut self) {
-        if self.space_checked.elapsed() < SPACE_INTERVAL || self.is_short {
+        let log = &self.log;
+        let tail = log.tail.load();
+        let written = (tail - self.space_checked_at) * 8;
+        let due = self.space_checked.elapsed() >= SPACE_INTERVAL || written > log.space_reserve / 8;
+        if !due || self.is_short {
             return;
         }
-        self.space_checked = Instant::now();
-        let log = &self.log;
-        let Ok(free) = log.device.free_space() else { return };
-        let g = &log.geometry;
-        let unflushed = (log.tail.load() - log.boundaries.flushed_until()) * 8;
-        let segment = g.segment_of(self.submitted_until);
-        let allocated = match self.work.created.locked().get(&segment) {
-            Some(true) => g.segment_words * 8 - g.offset_in_segment(self.submitted_until),
-            _ => 0,
-        };
-        let reserve = if mutant!("space_without_reserve") { 0 } else { self.space_reserve };
-        let needed = unflushed.saturating_sub(allocated) + reserve;
+        (self.space_checked, self.space_checked_at) = (Instant::now(), tail);
+        let Ok(space) = Space::look(log, &self.work.created.locked()) else { return };
+        let free = space.free;
+        let reserve = if mutant!("space_without_reserve") { 0 } else { log.space_reserve };
+        let needed = space.spoken_for + reserve;
         if free >= needed {
             log.health.short(None);
         } else {

@@ -328,13 +328,10 @@ impl<'s> Inside<'s> {
             Blocked::Busy => std::thread::yield_now(),
             Blocked::Fetch(missing) => {
                 for address in missing {
-                    let fetched = self
-                        .inner
-                        .log
-                        .raw
-                        .fetch_blocking(address)
-                        .map_err(|e| Blocked::Failed(OperationError::Unreadable(e)))?;
-                    op.keep(fetched);
+                    let fetched = self.inner.log.fetch_blocking(address);
+                    let fetched =
+                        fetched.map_err(|e| Blocked::Failed(OperationError::Unreadable(e)))?;
+                    fetched.into_iter().for_each(|fetched| op.keep(fetched));
                 }
             }
             Blocked::Room(words) => {
@@ -395,4 +392,51 @@ pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64, mut give_up: impl FnMut(
     }
     // Nothing if it gave up: the queue passes over a grant that was taken.
     grant.take()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::device::fault::FaultDevice;
+    use crate::device::{Device, FileId};
+    use crate::store::write::Blocked;
+    use crate::{Config, Database, Operation, Store};
+    use ferrite_index::Address;
+
+    /// A checkpoint ends between the look at a chain and the read of its record: no damage, the
+    /// record is needed by nobody. Before, the client was told to restore a backup.
+    #[test]
+    fn what_the_log_gives_back_before_it_is_read_is_not_missed() {
+        let mut config = Config::new("simulated");
+        (config.page_size, config.segment_size) = (4096, 4 * 4096);
+        (config.mutable_size, config.readonly_size) = (2 * 4096, 2 * 4096);
+        let device = FaultDevice::new();
+        let store = Store::open_on(config, device.clone()).expect("opens");
+        let fill = || {
+            let mut s = store.blocking_session();
+            for i in 0..64u64 {
+                s.upsert(Database(0), &i.to_le_bytes(), &[1; 1000]).expect("writes");
+            }
+        };
+        let fetches = |address| {
+            let mut session = store.session(|| {});
+            let mut alone = session.alone();
+            let missing = Blocked::Fetch(vec![Address::new(address)]);
+            alone.enter().unblock(&mut Operation::new(0), missing).is_ok()
+        };
+        fill();
+        let first = store.inner().log.start;
+        assert!(fetches(first));
+        store.flush_all().expect("flushes");
+        for _ in 0..2 {
+            store.checkpoint().expect("taken");
+        }
+        let geometry = store.inner().log.geometry;
+        assert!(device.contents(FileId::Segment(geometry.segment_of(first))).is_none());
+        assert!(fetches(first), "the log begins above it");
+        // One that is needed is missed.
+        let needed = store.inner().log.tail.load();
+        fill();
+        device.remove(FileId::Segment(geometry.segment_of(needed))).expect("it is there");
+        assert!(!fetches(needed));
+    }
 }

@@ -6,6 +6,7 @@
 //! takes a tenth of one core at most.
 
 use super::operation::Operation;
+use super::stop_sign::StopSign;
 use super::tables::Database;
 use super::{Change, Inner, Session, Stop, Value};
 use crate::OperationError;
@@ -13,8 +14,8 @@ use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::sync::Locked;
 use ferrite_index::assert_unpinned;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// Between two looks at the pages.
@@ -27,18 +28,13 @@ const BATCH: usize = 64;
 /// Tells the cycle to stop, and to hold still.
 #[derive(Default)]
 pub(crate) struct ExpiryControl {
-    stopped: Mutex<bool>,
-    changed: Condvar,
+    pub stop: StopSign,
     paused: AtomicBool,
     /// Until then, in Unix milliseconds, no key is removed for having expired.
     held_until_ms: AtomicU64,
 }
 
 impl ExpiryControl {
-    pub fn stop(&self) {
-        *self.stopped.locked() = true;
-        self.changed.notify_all();
-    }
     /// Holds the cycle (`DEBUG SET-ACTIVE-EXPIRE 0`).
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
@@ -51,19 +47,6 @@ impl ExpiryControl {
     }
     pub fn is_held(&self, now_ms: u64) -> bool {
         now_ms < self.held_until_ms.load(Ordering::Relaxed)
-    }
-    fn is_stopped(&self) -> bool {
-        *self.stopped.locked()
-    }
-    /// Sleeps; true when it is time to stop.
-    fn sleep(&self, time: Duration) -> bool {
-        assert_unpinned();
-        let stopped = self.stopped.locked();
-        let (stopped, _) = self
-            .changed
-            .wait_timeout_while(stopped, time, |stopped| !*stopped)
-            .expect("nothing panics under this lock");
-        *stopped
     }
 }
 
@@ -89,7 +72,7 @@ impl ExpiryCycle {
     pub fn run(mut self) {
         let control = Arc::clone(&self.inner.expiry);
         let mut rest = PERIOD;
-        while !control.sleep(rest) {
+        while !control.stop.sleep(rest) {
             // What cannot be removed now must not be forgotten.
             let held =
                 control.is_held(self.inner.now_ms()) || control.paused.load(Ordering::Relaxed);
@@ -227,7 +210,7 @@ impl ExpiryCycle {
         let control = &inner.expiry;
         for (slot, key) in due {
             // What cannot be removed now is absent all the same.
-            let removed = remove_if_expired(inner, session, slot, &key, || control.is_stopped());
+            let removed = remove_if_expired(inner, session, slot, &key, || control.stop.is_up());
             if matches!(removed, Ok(false)) {
                 return;
             }

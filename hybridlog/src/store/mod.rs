@@ -10,6 +10,7 @@
 //! | `tables` | logical databases; FLUSHDB and SWAPDB replace them at a safepoint |
 //! | `expire` | the active expiry cycle |
 //! | `compact` | what is needed of the log's old end moves to its tail |
+//! | `stop_sign` | how those two rest, and are told to end |
 //! | `lock` | one process a data directory |
 
 pub(crate) mod alone;
@@ -24,6 +25,7 @@ pub(crate) mod operation;
 mod read;
 mod read_many;
 mod session;
+mod stop_sign;
 pub(crate) mod tables;
 mod update;
 mod value;
@@ -32,7 +34,7 @@ mod write;
 
 pub use alone::Alone;
 pub use blocking::BlockingSession;
-pub use compact::CompactionReport;
+pub use compact::{Compacted, CompactionReport};
 pub use foresee::Foreseen;
 pub use many::Many;
 pub use operation::{Operation, Stop, Token};
@@ -146,6 +148,8 @@ pub struct Stats {
     pub memory_is_full: bool,
     /// What compaction has done since the start.
     pub compaction: CompactionReport,
+    /// Why the last compaction failed, if it did: it cannot pass what it cannot read.
+    pub compaction_last_error: Option<String>,
     /// Bytes that are compacted and that the next checkpoints give back.
     pub reclaimable_bytes: u64,
     /// Bytes held by frames.
@@ -551,6 +555,7 @@ impl Store {
             is_in_memory,
             memory_is_full: log.memory.is_full(),
             compaction: inner.compaction.done(),
+            compaction_last_error: inner.compaction.last_error(),
             reclaimable_bytes: inner.compaction.reclaimable_bytes(),
             frame_bytes: log.frame_bytes(),
             block_cache_bytes: log.raw.cache_bytes(),
@@ -753,8 +758,8 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHand
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.inner.expiry.stop();
-        self.inner.compaction.stop();
+        self.inner.expiry.stop.raise();
+        self.inner.compaction.stop.raise();
         for thread in [&mut self.expiry_thread, &mut self.compaction_thread] {
             let thread = thread.get_mut().expect("nothing panics under this lock").take();
             if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
