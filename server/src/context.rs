@@ -2,6 +2,7 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::client::Clients;
+use crate::compaction::ByHand;
 use crate::config::{AofSync, Config, Live, apply_limits};
 use crate::counters::{Errors, WorkerCounters};
 use crate::facts::Facts;
@@ -41,6 +42,8 @@ pub struct Context {
     pub config: Live,
     /// When checkpoints are taken, and how the last one went.
     pub checkpoints: Arc<Checkpoints>,
+    /// Whether COMPACT is at work.
+    pub compaction: ByHand,
     /// What the start decided and found.
     pub facts: Facts,
     /// How fast things go.
@@ -78,6 +81,7 @@ impl Context {
             errors: Errors::default(),
             started: Instant::now(),
             config: Live::default(),
+            compaction: ByHand::default(),
             facts: Facts::new(PathBuf::new()),
             mailboxes: OnceLock::new(),
             pause: Pause::default(),

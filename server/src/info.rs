@@ -336,6 +336,9 @@ fn storage(view: &View<'_>, to: &mut Fields) {
     to.field("compaction_read_bytes", stats.compaction.read_bytes);
     to.field("compaction_copied_bytes", stats.compaction.copied_bytes);
     to.field("compaction_reclaimable_bytes", stats.reclaimable_bytes);
+    if let Some(error) = &stats.compaction_last_error {
+        to.field("compaction_last_error", one_line(error));
+    }
     to.field("disk_bytes", view.context.rates.sizes(view.context).disk_bytes);
     to.field("device_reads", stats.device_reads);
     to.field("device_read_bytes", stats.device_read_bytes);

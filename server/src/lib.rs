@@ -11,6 +11,7 @@ pub mod aof;
 pub(crate) mod checkpoints;
 pub(crate) mod client;
 pub mod commands;
+pub(crate) mod compaction;
 pub mod config;
 pub(crate) mod connection;
 pub mod context;

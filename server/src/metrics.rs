@@ -274,6 +274,8 @@ fn log(page: &mut Page<'_>, context: &Context, stats: &Stats) -> fmt::Result {
     let (read, copied) = (stats.compaction.read_bytes, stats.compaction.copied_bytes);
     page.counter("ferrite_compaction_read_bytes", "Bytes of the log that were compacted", read)?;
     page.counter("ferrite_compaction_copied_bytes", "Bytes that their copies take", copied)?;
+    let failing = u64::from(stats.compaction_last_error.is_some());
+    page.gauge("ferrite_compaction_failing", "1 while the last compaction failed", failing)?;
     let refused =
         stats.not_writable.is_some() || crate::commands::writes_refused(context).is_some();
     page.gauge("ferrite_writable", "1 while clients can write", u64::from(!refused))?;

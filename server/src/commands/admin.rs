@@ -3,6 +3,7 @@
 
 use super::{Access, Call, Categories, CommandSpec, Flags, Group, KeySpec, OutsideCall, Run};
 use super::{args, help, numbered_database};
+use crate::compaction::Compacting;
 use crate::error::{self, ErrorReply, Outcome};
 use crate::lifecycle::{self, Ending, Save};
 use ferrite_hybridlog::{Alone, CheckpointError, OperationError};
@@ -243,29 +244,10 @@ fn bg_save(call: &mut OutsideCall<'_>) -> Outcome {
 
 /// Checkpoints follow, as many as are kept, and then the segments go.
 fn compact(call: &mut OutsideCall<'_>) -> Outcome {
-    let context = call.context.clone();
-    let compacts = move || {
-        let done = context.store.compact();
-        let report = match done {
-            Ok(report) => report,
-            Err(e) => return tracing::error!("COMPACT: {e}"),
-        };
-        let (read, copied) = (report.read_bytes, report.copied_bytes);
-        tracing::info!("COMPACT: {read} bytes of the log are compacted, {copied} were copied");
-        while context.store.reclaimable_bytes() > 0 {
-            match context
-                .checkpoints
-                .claim()
-                .map(|claim| claim.take(&context.store, context.databases))
-            {
-                // A failed one is told as any is.
-                Some(Err(_)) => return,
-                Some(Ok(_)) => {}
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    };
-    let started = std::thread::Builder::new().name("compact".into()).spawn(compacts);
+    const COMPACTING: ErrorReply = ErrorReply::new("ERR Background compaction already in progress");
+    let compacting = Compacting::begin(call.context).ok_or(COMPACTING)?;
+    let started =
+        std::thread::Builder::new().name("compact".into()).spawn(move || compacting.run());
     started.map_err(|e| ErrorReply::owned(format!("ERR Can't start a thread: {e}")))?;
     call.reply.simple("Background compaction started");
     Ok(())

@@ -1,6 +1,7 @@
 //! Expected replies are those of redis-server 7.0.15, except for what Ferrite has of its own.
 
 use crate::commands::testing::Bench;
+use crate::compaction::Compacting;
 use ferrite_hybridlog::Database;
 
 /// Runs each line in its database and compares its reply.
@@ -125,4 +126,18 @@ fn what_an_operator_may_ask() {
     let time = bench.text("TIME");
     let seconds: u64 = time.lines().nth(2).unwrap().parse().unwrap();
     assert!(seconds.abs_diff(crate::context::unix_ms() / 1000) <= 60);
+}
+
+/// Each began a thread and a session of its own, of which the store has 272: so many of them in one
+/// pipeline ended the server.
+#[test]
+fn a_second_compaction_by_hand_is_refused_while_the_first_goes_on() {
+    let mut bench = Bench::new();
+    let first = Compacting::begin(&bench.context).expect("none goes on");
+    for _ in 0..300 {
+        let answer = bench.text("COMPACT");
+        assert_eq!(answer, "-ERR Background compaction already in progress\r\n");
+    }
+    first.run();
+    assert_eq!(bench.text("COMPACT"), "+Background compaction started\r\n");
 }
