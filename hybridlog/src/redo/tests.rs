@@ -449,6 +449,7 @@ fn what_is_held_does_not_close_the_gate() {
     let mut reader = store.redo().expect("the store has a ring");
     let mut session = store.session(|| {});
     assert!(session.enter().may_write(&mut Operation::new(1)));
+    store.hold_redo(true);
     assert!(!session.enter().may_write(&mut Operation::new(1)));
     let keys: Vec<_> = (0..100u64).map(u64::to_le_bytes).collect();
     let many = move |session: &mut crate::Session| {
@@ -463,6 +464,7 @@ fn what_is_held_does_not_close_the_gate() {
         (outcome, session, many)
     });
     assert_eq!(outcome, Err(Stop::Pending));
+    store.hold_redo(false);
     let mut ready = Vec::new();
     session.ready(&mut ready);
     ready.sort_unstable();
