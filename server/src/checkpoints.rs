@@ -135,7 +135,7 @@ impl Checkpoints {
             journal.forget_before(oldest);
         }
     }
-    /// Whether what is held for copies takes more than a backup does, and than [`HELD_BYTES`], or more than
+    /// Whether what is held for copies takes more than a backup does, and than `most`, or more than
     /// the disk has left.
     pub fn must_let_go(&self, store: &Store, directory: &Path, most: u64) -> bool {
         let stats = store.stats();

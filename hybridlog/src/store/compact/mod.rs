@@ -88,7 +88,7 @@ impl Store {
         log as f64 > most * live as f64 && inner.compaction.reclaimable_bytes() >= enough
     }
 
-    /// Compacts all that is not in memory, on the calling thread, which holds no [`Inside`]. Waits for
+    /// Compacts all that is not in memory, on the calling thread, which holds no [`crate::Inside`]. Waits for
     /// one that is under way. It leaves the disk its reserve, and may end early for that
     /// ([`Compacted::short_of_space`]).
     ///
