@@ -205,11 +205,13 @@ fn a_failing_provider_is_named_in_the_message() {
     put(&over(&objects, &healthy(), &small_parts()), name(1, 1), file(b"abc").path()).unwrap();
     let content = SealedContent { length: 3, crc32c: 0 };
     let failing = || over(&objects, &Faults::new(0, usize::MAX), &small_parts());
+    // A store that is dropped gives up what it has not begun.
+    let listed = failing();
     let errors = [
         head(&failing(), name(1, 1)).unwrap_err(),
         verify(&failing(), name(1, 1), content).unwrap_err(),
         read(&failing(), name(1, 1), 0, 1).unwrap_err(),
-        wait(|done| failing().list(STORE, done)).unwrap_err(),
+        wait(|done| listed.list(STORE, done)).unwrap_err(),
     ];
     let words = ["asking for", "verifying", "reading", "listing"];
     for (error, word) in errors.iter().zip(words) {
