@@ -389,8 +389,10 @@ fn put_alone(alone: &mut crate::Alone<'_>, key: &[u8], value: &[u8]) {
 /// Runs it on a thread of its own: what waits for ever fails the test instead of hanging it.
 fn comes_to_an_end<R: Send + 'static>(run: impl FnOnce() -> R + Send + 'static) -> R {
     let (done, end) = std::sync::mpsc::channel();
-    std::thread::spawn(move || drop(done.send(run())));
-    end.recv_timeout(Duration::from_secs(60)).expect("it comes to an end")
+    let thread = std::thread::spawn(move || drop(done.send(run())));
+    let result = end.recv_timeout(Duration::from_secs(60)).expect("it comes to an end");
+    thread.join().expect("no panic");
+    result
 }
 
 /// The end of a transaction waits for room like any entry: held back because the transaction is not
