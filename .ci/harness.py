@@ -199,10 +199,10 @@ class Server:
 
     def start_bgsave(self, connection):
         """BGSAVE in a later second than the last one: what finish_bgsave waits for."""
-        last = connection.call("LASTSAVE")
-        while int(time.time()) <= last:
-            time.sleep(0.05)
         while True:
+            last = connection.call("LASTSAVE")
+            while int(time.time()) <= last:
+                time.sleep(0.05)
             try:
                 answer = connection.call("BGSAVE")
                 break
