@@ -17,6 +17,7 @@ use crate::record::Loaded;
 use crate::redo::{Group, Redo};
 use crate::sync::mutant;
 use ferrite_index::{Address, KeyHash, Latch};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,6 +27,7 @@ pub struct Many<'a, 'v> {
     values: &'a [Option<Value<'a>>],
     /// For each place the first place that names the same key.
     same: &'a [usize],
+    looked_at: &'a [Cell<bool>],
     changes: Vec<Option<Planned<'v>>>,
 }
 
@@ -53,8 +55,10 @@ impl Planned<'_> {
 }
 
 impl<'v> Many<'_, 'v> {
-    /// What key `i` held before the operation.
+    /// What key `i` held before the operation. A key that has expired is removed once it was looked at,
+    /// and no sooner: DBSIZE shows what a command did not come to.
     pub fn get(&self, i: usize) -> Option<Value<'_>> {
+        self.looked_at[self.same[i]].set(true);
         self.values[self.same[i]]
     }
     /// Sets what becomes of key `i`. A later change of the same key replaces an earlier one.
@@ -202,7 +206,7 @@ pub(crate) struct Plan<'p, 'v, R> {
     pub lookups: Vec<Lookup<'p>>,
     /// For each place the first one with the same key.
     pub same: Vec<usize>,
-    /// What becomes of each key, at its first place.
+    /// What becomes of each key, at its first place; `None` for one that the command did not come to.
     pub changes: Vec<Option<Planned<'v>>>,
 }
 
@@ -230,17 +234,24 @@ impl<'p> Pinned<'p> {
                 _ => None,
             })
             .collect();
+        let looked_at = vec![Cell::new(false); places.len()];
         let changes = (0..places.len()).map(|_| None).collect();
-        let mut many = Many { values: &values, same: &same, changes };
+        let mut many = Many { values: &values, same: &same, looked_at: &looked_at, changes };
         let answer = f(&mut many);
-        let changes = many.changes;
+        let mut changes = many.changes;
+        for (change, looked_at) in changes.iter_mut().zip(&looked_at) {
+            if looked_at.get() && change.is_none() {
+                *change = Some(Planned::Given(Change::Keep));
+            }
+        }
         Ok(Plan { answer, latches, lookups, same, changes })
     }
 
     /// What a plan means for what is there, by place: only what changes something, and only if it
-    /// may be written ([`crate::log::health::Health::refusal_of`]). A key that expired meanwhile is deleted. A key that stands more than once is
-    /// changed at its first place (`same`), where its plan lies: its other places must not expire
-    /// what the first one has just written.
+    /// may be written ([`crate::log::health::Health::refusal_of`]). A key that has expired is deleted
+    /// if the command came to it. A key that stands more than once is changed at its first place
+    /// (`same`), where its plan lies: its other places must not expire what the first one has just
+    /// written.
     pub fn effects<'a>(
         &self,
         places: &[Place<'_>],
@@ -253,7 +264,8 @@ impl<'p> Pinned<'p> {
         for i in (0..places.len()).filter(|i| same[*i] == *i) {
             let present = lookups[i].present();
             let due = present.is_some_and(|l| self.is_due(l.record.expires_at_ms()));
-            let effect = match changes[i].as_ref().and_then(Planned::effect) {
+            let Some(planned) = &changes[i] else { continue };
+            let effect = match planned.effect() {
                 Some(put @ Effect::Put { value, .. }) => {
                     self.inner.check_size(places[i].key, value.len())?;
                     Some(put)

@@ -203,6 +203,22 @@ fn an_expired_key_that_stands_twice_is_written_once() {
     ]);
 }
 
+/// As in Redis, where DBSIZE shows to which keys a command has come.
+#[test]
+fn an_expired_key_stays_until_a_command_comes_to_it() {
+    check(&[
+        ("SET here 1", "+OK"),
+        ("SET gone 1 EXAT 1", "+OK"),
+        ("MSETNX here 2 gone 2", ":0"),
+        ("RENAME nothing gone", "-ERR no such key"),
+        ("RENAMENX nothing gone", "-ERR no such key"),
+        ("COPY nothing gone", ":0"),
+        ("DBSIZE", ":2"),
+        ("MSETNX gone 2 here 2", ":0"),
+        ("DBSIZE", ":1"),
+    ]);
+}
+
 #[test]
 fn lcs_in_all_its_forms() {
     check(&[
