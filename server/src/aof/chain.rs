@@ -333,6 +333,25 @@ impl Parts {
         }
     }
 
+    /// Whether some part holds what came after the cut of a checkpoint from which no part goes on: what is
+    /// missing stood between the two, and a start refuses. Where there is none, the append-only file was off
+    /// for a while, or was moved away, or could not be begun at that cut, and nothing was acknowledged since.
+    pub fn is_later(&self, checkpoint: u64, taken_at_ms: u64) -> bool {
+        self.parts.values().any(|part| match part.header.start {
+            Start::Checkpoint(number) => number > checkpoint,
+            // Without a block it was begun to heal a failure, and has not.
+            Start::Only(number) => {
+                number > checkpoint && part.length > part.header.render().len() as u64
+            }
+            Start::Part => {
+                part.header.before.is_none_or(|before| !self.parts.contains_key(&before.number))
+            }
+            // A rewrite behind the cut wrote it: what follows is newer than the checkpoint.
+            Start::Base(_) => part.header.time_ms > taken_at_ms,
+            Start::Empty => false,
+        })
+    }
+
     /// What to replay from `origin` on: nothing, if there are no parts at all.
     pub fn chain(self, origin: Origin) -> Result<Chain, ChainError> {
         self.chain_until(origin, None)

@@ -10,8 +10,8 @@
 
 use super::Part;
 use crate::aof::{
-    self, Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Start,
-    Torn, aside, format_time,
+    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Torn, aside,
+    format_time,
 };
 use crate::context::unix_ms;
 use ferrite_hybridlog::{BlockingSession, Change, Database, OperationError, Store};
@@ -103,7 +103,7 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     let parts = find(directory, aof_file)?;
     let is_later = match origin {
         Origin::Empty => true,
-        Origin::Checkpoint(checkpoint) => is_later(parts.parts(), checkpoint, recovery.taken_at_ms),
+        Origin::Checkpoint(checkpoint) => parts.is_later(checkpoint, recovery.taken_at_ms),
     };
     let chain = match parts.chain(origin) {
         Ok(chain) => chain,
@@ -157,23 +157,6 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
         entries: done.entries,
         bytes: done.bytes,
         duration,
-    })
-}
-
-/// Whether some part holds what came after the cut of a checkpoint from which no part goes on: what is
-/// missing stood between the two. Where there is none, the append-only file was off for a while, or was
-/// moved away, or could not be begun at that cut, and nothing was acknowledged since.
-fn is_later(parts: &BTreeMap<u64, aof::Part>, checkpoint: u64, taken_at_ms: u64) -> bool {
-    parts.values().any(|part| match part.header.start {
-        Start::Checkpoint(number) => number > checkpoint,
-        // Without a block it was begun to heal a failure, and has not.
-        Start::Only(number) => {
-            number > checkpoint && part.length > part.header.render().len() as u64
-        }
-        Start::Part => part.header.before.is_none_or(|before| !parts.contains_key(&before.number)),
-        // A rewrite behind the cut wrote it: what follows is newer than the checkpoint.
-        Start::Base(_) => part.header.time_ms > taken_at_ms,
-        Start::Empty => false,
     })
 }
 

@@ -5,7 +5,7 @@
 //! system can do that, which takes no space: the backup keeps them when the server lets go of its own.
 
 use super::history::Names;
-use super::history::{Base, Needed, Reach, Source};
+use super::history::{Base, Needed, Reach, Source, of_a_start};
 use super::progress::Bar;
 use super::restore::{
     Failure, Told, bring_parts, copies, names, names_from, refuse_inside, start_command, vanished,
@@ -147,7 +147,7 @@ impl Action {
     fn stage(&self, source: &Source, is_last: bool, out: &mut dyn Write) -> Result<(), Failure> {
         let checkpoints = source.checkpoints()?;
         let bases = source.bases(checkpoints.as_ref(), None)?;
-        let Some(newest) = bases.first() else {
+        let Some(newest) = of_a_start(&bases) else {
             let directory = source.directory.display();
             return Err(Failure::Damaged(format!("there is nothing to keep in {directory}")));
         };
@@ -281,23 +281,25 @@ fn files(checkpoints: Option<&StoredCheckpoints>) -> BTreeMap<String, StoredFile
 /// The parts: those from the oldest checkpoint on, if they lead to where the newest one's do.
 fn reach(source: &Source, bases: &[Base], newest: &Base, is_last: bool) -> Result<Reach, Failure> {
     let reach = newest.reach(u64::MAX);
-    if let Some(stop) = &reach.stop {
-        return Err(Failure::Damaged(stop.clone()));
+    if let Some(fault) = reach.fault(bases) {
+        return Err(Failure::Damaged(fault.to_owned()));
     }
-    if let (Some(why), Some(_)) = (newest.is_alone(), &source.server)
-        && !source.parts()?.is_empty()
-    {
-        // The next checkpoints were complete before the parts were looked for.
-        return Err(Failure::Vanished(ToolError::Refused(why.to_owned())));
+    if let Some(why) = newest.is_refused() {
+        let why = format!("a start from {} is refused: {why}", newest.describe());
+        return Err(match source.server {
+            // The next checkpoints were complete before the parts were looked for.
+            Some(_) => Failure::Vanished(ToolError::Refused(why)),
+            None => Failure::Damaged(why),
+        });
     }
     let last = |reach: &Reach| reach.parts.last().map(|p: &Needed| p.number);
     let older = bases.iter().rev().filter(|base| base.checkpoint.is_some());
     for base in older {
         let longer = base.reach(u64::MAX);
-        if longer.stop.is_none() && last(&longer) == last(&reach) {
+        if longer.fault(bases).is_none() && last(&longer) == last(&reach) {
             return Ok(longer);
         }
-        let is_short = longer.stop.is_none() && base.is_alone().is_none();
+        let is_short = longer.fault(bases).is_none() && base.is_alone().is_none();
         if is_short && source.server.is_some() && !is_last {
             // The next part was begun between the two looks. In the end what goes on from the newest
             // checkpoint will do.

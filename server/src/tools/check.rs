@@ -5,7 +5,7 @@
 //! changed. Each fault is one line: the file, the offset, what mends it.
 
 use super::aof::{self, counted};
-use super::history::{Base, LOOKS, Names, Source};
+use super::history::{Base, LOOKS, Names, Source, of_a_start};
 use super::progress::Bar;
 use super::restore::{names, names_from};
 use super::{Outcome, ToolError};
@@ -223,7 +223,7 @@ impl Action {
         errors: &mut dyn Write,
     ) -> Result<bool, ToolError> {
         let bases = source.bases(checkpoints, None)?;
-        let newest = bases.first();
+        let newest = of_a_start(&bases);
         let why = match newest {
             Some(base) => base.is_alone(),
             None => Some("there is no checkpoint, and the parts do not begin with an empty store"),

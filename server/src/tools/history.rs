@@ -54,8 +54,15 @@ pub(super) struct Base {
     pub past: Option<Rc<StoredCheckpoints>>,
     /// Its instant, in Unix milliseconds: nothing before it can be had from here.
     pub at_ms: u64,
-    /// What goes on from it; `Err` when nothing does, and why.
-    chain: Result<Chain, String>,
+    /// What goes on from it.
+    chain: Result<Chain, Alone>,
+}
+
+/// Why nothing goes on from a base.
+struct Alone {
+    why: String,
+    /// Whether something later is there: a start refuses then.
+    is_refused: bool,
 }
 
 /// How far a base reaches.
@@ -136,10 +143,7 @@ impl Source {
     ) -> Result<Vec<Base>, ToolError> {
         let mut bases = Vec::new();
         for checkpoint in checkpoints.map_or_else(Vec::new, StoredCheckpoints::checkpoints) {
-            let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
-            let chain = chain.map_err(without_refusal).and_then(some_part);
-            let at_ms = checkpoint.taken_at_ms;
-            bases.push(Base { checkpoint: Some(checkpoint), past: None, at_ms, chain });
+            bases.push(Base::of(checkpoint, None, self.parts()?));
         }
         for until_ms in [None, until_ms] {
             bases.extend(self.begun(until_ms)?);
@@ -162,11 +166,7 @@ impl Source {
             // What is of no use is no base.
             let Ok(found) = found.map(Rc::new) else { continue };
             for checkpoint in found.checkpoints() {
-                let chain = self.parts()?.chain(Origin::Checkpoint(checkpoint.number));
-                let chain = chain.map_err(without_refusal).and_then(some_part);
-                let at_ms = checkpoint.taken_at_ms;
-                let past = Some(Rc::clone(&found));
-                bases.push(Base { checkpoint: Some(checkpoint), past, at_ms, chain });
+                bases.push(Base::of(checkpoint, Some(Rc::clone(&found)), self.parts()?));
             }
         }
         // Each base in the append-only file, from the newest to the oldest.
@@ -199,13 +199,6 @@ fn begins_at(chain: &Chain) -> Option<u64> {
     chain.links.first().map(|first| first.header.time_ms)
 }
 
-fn some_part(chain: Chain) -> Result<Chain, String> {
-    match chain.links.is_empty() {
-        true => Err("there is no append-only file".into()),
-        false => Ok(chain),
-    }
-}
-
 /// What a start would say, without saying that one has refused.
 fn without_refusal(error: ChainError) -> String {
     match &error {
@@ -214,7 +207,30 @@ fn without_refusal(error: ChainError) -> String {
     }
 }
 
+/// What a start would load: the newest checkpoint, whatever else is younger.
+pub(super) fn of_a_start(bases: &[Base]) -> Option<&Base> {
+    let checkpoints = bases.iter().filter(|base| base.past.is_none() && base.checkpoint.is_some());
+    let newest = checkpoints.max_by_key(|base| base.checkpoint.as_ref().map(|c| c.number));
+    newest.or(bases.first())
+}
+
 impl Base {
+    fn of(checkpoint: StoredCheckpoint, past: Option<Rc<StoredCheckpoints>>, parts: Parts) -> Self {
+        let at_ms = checkpoint.taken_at_ms;
+        let is_later = parts.is_later(checkpoint.number, at_ms);
+        let chain = match parts.chain(Origin::Checkpoint(checkpoint.number)) {
+            Ok(chain) if chain.links.is_empty() => {
+                Err(Alone { why: "there is no append-only file".into(), is_refused: false })
+            }
+            Ok(chain) => Ok(chain),
+            Err(error) => {
+                let is_refused = is_later || !matches!(error, ChainError::NoStart { .. });
+                Err(Alone { why: without_refusal(error), is_refused })
+            }
+        };
+        Self { checkpoint: Some(checkpoint), past, at_ms, chain }
+    }
+
     /// How far it reaches, but not beyond `until_ms`. Reads and verifies all of the parts up to there.
     pub fn reach(&self, until_ms: u64) -> Reach {
         let mut reach = Reach { end_ms: self.at_ms, ..Reach::default() };
@@ -237,7 +253,12 @@ impl Base {
 
     /// Whether nothing goes on from it, and why.
     pub fn is_alone(&self) -> Option<&str> {
-        self.chain.as_ref().err().map(String::as_str)
+        self.chain.as_ref().err().map(|alone| alone.why.as_str())
+    }
+
+    /// Why a start refuses it: what goes on from it is missing, and something later is there.
+    pub fn is_refused(&self) -> Option<&str> {
+        self.chain.as_ref().err().filter(|alone| alone.is_refused).map(|alone| alone.why.as_str())
     }
 
     /// In words.
@@ -252,6 +273,15 @@ impl Base {
 }
 
 impl Reach {
+    /// Why it is not all that was acknowledged. Where a part goes on from a checkpoint that is not among
+    /// `bases`, a crash came before that was complete, and all is before it.
+    pub fn fault(&self, bases: &[Base]) -> Option<&str> {
+        let is = |base: &Base, number| base.checkpoint.as_ref().is_some_and(|c| c.number == number);
+        let is_there = |number| bases.iter().any(|base| is(base, number));
+        let is_complete = self.only.is_some_and(|number| !is_there(number));
+        self.stop.as_deref().filter(|_| !is_complete)
+    }
+
     /// Reads one part; false where the reading ends.
     fn read(&mut self, link: &Link, until_ms: u64) -> bool {
         let mut needed = Needed { path: link.path.clone(), number: link.header.number, length: 0 };

@@ -198,24 +198,15 @@ impl Action {
         reach: &Reach,
     ) -> Result<Result<(), String>, Failure> {
         let Some(time_ms) = self.time_ms else {
-            // A crash came before the checkpoint was complete that the next part goes on from: all
-            // that was acknowledged is before it.
-            let is_there = |number| {
-                bases.iter().any(|b| b.checkpoint.as_ref().is_some_and(|c| c.number == number))
-            };
-            if reach.only.is_some_and(|number| !is_there(number)) {
-                return Ok(Ok(()));
-            }
-            let newer = source.parts()?.parts().values().any(|p| p.header.time_ms > base.at_ms);
-            return match (&reach.stop, base.is_alone()) {
-                (Some(stop), _) => Ok(Err(stop.clone())),
+            return match (reach.fault(bases), base.is_refused()) {
+                (Some(fault), _) => Ok(Err(fault.to_owned())),
                 // A part that begins after the checkpoint, but not at it: two checkpoints were
                 // taken since the manifest was read, or the file has a gap there.
-                (None, Some(why)) if newer && source.server.is_some() => {
+                (None, Some(why)) if source.server.is_some() => {
                     Err(Failure::Vanished(ToolError::Refused(why.to_owned())))
                 }
-                (None, Some(why)) if newer => Ok(Err(why.to_owned())),
-                _ => Ok(Ok(())),
+                (None, Some(why)) => Ok(Err(why.to_owned())),
+                (None, None) => Ok(Ok(())),
             };
         };
         if reach.is_beyond || reach.end_ms >= time_ms {
@@ -466,8 +457,7 @@ fn nothing(source: &Source) -> Result<String, ToolError> {
 
 /// The new directory must not lie in the one that is not to be touched.
 pub(super) fn refuse_inside(from: &Path, to: &Path) -> Result<(), ToolError> {
-    let absolute = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
-    if let (Ok(from), Ok(to)) = (absolute(from), absolute(to))
+    if let (Ok(from), Ok(to)) = (resolved(from), resolved(to))
         && to.starts_with(&from)
     {
         return Err(ToolError::Refused(format!(
@@ -477,4 +467,12 @@ pub(super) fn refuse_inside(from: &Path, to: &Path) -> Result<(), ToolError> {
         )));
     }
     Ok(())
+}
+
+/// The place that a path leads to, of which the last folders need not be there yet.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let there = path.ancestors().find_map(|there| Some((there, there.canonicalize().ok()?)));
+    let (there, place) = there.ok_or(io::ErrorKind::NotFound)?;
+    Ok(place.join(path.strip_prefix(there).expect("one of its ancestors")))
 }
