@@ -251,6 +251,42 @@ fn a_reader_that_holds_keeps_writers_waiting_and_readers_not() {
     assert!(outcome.is_ok() && end > 0);
 }
 
+/// Of what is told of all keys together the newest may be the cause, also one that came while it was read.
+#[test]
+fn who_reads_all_keys_learns_what_must_be_durable_first() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(small(dir.path(), 4096)).expect("opens");
+    let _reader = store.redo().expect("the store has a ring");
+    store.track_readers(true);
+    let mut s = store.blocking_session();
+    let mut session = store.session(|| {});
+    let mut op = Operation::new(0);
+    let mut tell = |f: &mut dyn FnMut(&mut crate::Inside<'_>, &mut Operation)| {
+        let mut inside = session.enter();
+        f(&mut inside, &mut op);
+        inside.depends_on()
+    };
+    for keys in 0..2 {
+        if keys > 0 {
+            s.upsert(DB, b"one", b"1").expect("writes");
+        } else {
+            s.upsert(DB, b"gone", b"1").expect("writes");
+            s.delete(DB, b"gone").expect("deletes");
+        }
+        let count = tell(&mut |inside, op| assert_eq!(inside.key_count(op, DB), Ok(keys)));
+        let random = tell(&mut |inside, op| {
+            assert_eq!(inside.random_key(op, DB, |v| u64::from(v.is_some())), Ok(keys));
+        });
+        let walk = tell(&mut |inside, op| drop(inside.walk(op, DB, 0, |_| ())));
+        assert_eq!([count, random, walk], [store.redo_tail(); 3], "{keys} keys");
+    }
+    let walk = tell(&mut |inside, op| {
+        let meanwhile = |_: crate::Value<'_>| s.upsert(DB, b"two", b"1").expect("writes");
+        inside.walk(op, DB, 0, meanwhile).map(drop).expect("nothing waits");
+    });
+    assert_eq!(walk, store.redo_tail(), "what is written during the walk may have been read");
+}
+
 #[test]
 fn who_reads_learns_what_must_be_durable_first() {
     let dir = tempfile::tempdir().expect("a directory");

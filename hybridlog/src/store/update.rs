@@ -78,6 +78,7 @@ impl Inside<'_> {
         if let Some(reason) = pinned.inner.log.health.refusal_of(self.alone_at_ms.is_some()) {
             // An expired key that cannot be removed now is absent all the same.
             return if matches!(change, Change::Keep) {
+                self.depends_on = self.depends_on.max(pinned.last_entry_of(hash));
                 Ok(r)
             } else {
                 Err(Blocked::Failed(OperationError::NotWritable(reason)))

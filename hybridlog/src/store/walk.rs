@@ -71,7 +71,6 @@ impl Inside<'_> {
         f: impl FnMut(Value<'_>),
     ) -> Result<(u64, Vec<Vec<u8>>), Stop> {
         op.begin(&mut self.credit);
-        self.depends_on_all();
         let slot = Arc::clone(self.tables.slot(db));
         let mut heads = Vec::new();
         let mut next = cursor;
@@ -86,6 +85,7 @@ impl Inside<'_> {
             }
         }
         let expired = self.visit_chains(op, &heads, with_expired, f)?;
+        self.has_read_all();
         Ok((next, expired))
     }
 
@@ -98,8 +98,8 @@ impl Inside<'_> {
         f: impl FnOnce(Option<Value<'_>>) -> R,
     ) -> Result<R, Stop> {
         let slot = Arc::clone(self.tables.slot(db));
-        self.depends_on_all();
         if slot.counts().keys == 0 {
+            self.has_read_all();
             return Ok(f(None));
         }
         let mut looked_at = 0;
@@ -132,6 +132,7 @@ impl Inside<'_> {
                     found = Some((value.key.to_vec(), value.stored_bytes));
                 }
             })?;
+            self.has_read_all();
             self.remove_all_expired(op, db, expired.iter())?;
             if let Some((key, stored_bytes)) = found {
                 let value = Value {

@@ -285,11 +285,6 @@ fn type_of(call: &mut Call<'_, '_>) -> Outcome {
 
 fn random_key(call: &mut Call<'_, '_>) -> Outcome {
     let reply = &mut call.reply;
-    if call.context.store.key_count(call.client.db).0 == 0 {
-        // Known without a look into every bucket.
-        reply.null();
-        return Ok(());
-    }
     call.inside.random_key(call.op, call.client.db, |value| match value {
         Some(value) => reply.bulk(value.key),
         None => reply.null(),
