@@ -61,6 +61,11 @@ impl Gate {
         self.longest_us.load(Relaxed)
     }
 
+    /// The longest time counts anew.
+    pub fn forget_longest(&self) {
+        self.longest_us.store(0, Relaxed);
+    }
+
     /// Whether one may go in; called after the slot was stored and fenced.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {

@@ -114,6 +114,7 @@ impl Totals {
         let now = Self::since_start(context, &context.stats());
         *context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
         context.errors.reset();
+        context.store.forget_longest_safepoint();
         let commands = context.workers.iter().flat_map(|worker| &worker.by_command);
         commands.for_each(|command| command.latency.reset());
     }
@@ -161,7 +162,10 @@ mod tests {
         worker.commands.add(3);
         worker.by_command[0].calls.add(2);
         assert_eq!(Totals::since_reset(&bench.context, &stats).commands, 3);
+        bench.context.store.checkpoint().expect("taken");
+        assert!(bench.context.store.stats().safepoint_us_max > 0);
         Totals::reset(&bench.context);
+        assert_eq!(bench.context.store.stats().safepoint_us_max, 0);
         assert_eq!(Totals::since_reset(&bench.context, &stats).commands, 0);
         worker.commands.add(1);
         worker.by_command[0].calls.add(5);

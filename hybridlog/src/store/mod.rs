@@ -174,7 +174,8 @@ pub struct Stats {
     pub parked_for_room: u64,
     /// Operations parked for room in the redo log's ring.
     pub parked_for_redo: u64,
-    /// The longest time the gate was closed, in microseconds.
+    /// The longest time the gate was closed, in microseconds, since the start or since
+    /// [`Store::forget_longest_safepoint`].
     pub safepoint_us_max: u64,
     /// Bytes of files that stay only for a copy that somebody may be making.
     pub held_bytes: u64,
@@ -400,6 +401,11 @@ impl Store {
     /// too. It waits for the file system only.
     pub fn release_held(&self) -> Option<u64> {
         checkpoint::release_held(self.inner())
+    }
+
+    /// [`Stats::safepoint_us_max`] counts anew.
+    pub fn forget_longest_safepoint(&self) {
+        self.inner().gate.forget_longest();
     }
 
     /// Removes what was held for the longest-running copies, however short that is: for whoever needs the
