@@ -175,7 +175,8 @@ const REWRITE_PAUSE: Duration = Duration::from_secs(10);
 const REWRITE_RETRY: Duration = Duration::from_secs(60);
 
 /// Has the append-only file made smaller when it has grown by as much as the settings say: by a checkpoint
-/// while they are on, which costs what has changed, else by a rewrite.
+/// while they are on, which costs what has changed, else by a rewrite. Where somebody has had a checkpoint
+/// taken all the same, only another one makes it smaller: a start begins with the newest.
 fn rewrite_if_due(context: &Context) {
     let Some(journal) = context.journal() else { return };
     let settings = &context.config.config().persistence;
@@ -186,7 +187,7 @@ fn rewrite_if_due(context: &Context) {
     if !due || checkpoints.began.is_some() || rewrites.began.is_some() || journal.is_failing() {
         return;
     }
-    if settings.checkpoint_enabled {
+    if settings.checkpoint_enabled || journal.is_needed_by_a_checkpoint() {
         if checkpoints.ended.is_none_or(|ended| ended.elapsed() >= REWRITE_PAUSE) {
             tracing::info!("the append-only file has grown: a checkpoint is taken");
             context.checkpoints.schedule();

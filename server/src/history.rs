@@ -483,7 +483,7 @@ mod tests {
         assert!(since_ms > 0);
         let (anchors, parts, _) = save(100);
         assert_eq!((anchors, parts), (1, 3));
-        journal.stop();
+        journal.stop().expect("all is on the disk");
     }
 
     #[test]

@@ -270,7 +270,7 @@ fn persistence(view: &View<'_>, to: &mut Fields) {
         to.field("aof_base_size", rewrites.size_then);
         to.field("aof_history_since_ms", context.history.since_ms());
         to.field("aof_history_bytes", context.history.bytes());
-        to.field("aof_pending_rewrite", 0);
+        to.field("aof_pending_rewrite", u8::from(rewrites.scheduled));
         to.field("aof_buffer_length", journal.buffered);
         to.field("aof_pending_bio_fsync", u8::from(unsynced > 0));
         to.field("aof_delayed_fsync", journal.delayed);

@@ -107,9 +107,15 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// A path that nobody listens on any more is taken over.
 fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::fs::FileTypeExt as _;
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = match UnixListener::bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
+        // A server that was killed has left it. What is no socket somebody needs.
+        Err(e)
+            if e.kind() == io::ErrorKind::AddrInUse
+                && std::fs::symlink_metadata(path)?.file_type().is_socket()
+                && UnixStream::connect(path).is_err() =>
+        {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
         }

@@ -76,20 +76,26 @@ fn serve(loaded: Loaded, rebuild_index: bool) -> Result<(), StartError> {
         store.save_rebuilt_index();
     }
     context.open(store.clone(), journal.clone());
+    // It may have been set while the data was loaded.
+    let policy = context.config.config().persistence.aof_sync;
+    if journal.as_ref().is_some_and(|journal| journal.policy() != policy) {
+        start::settle_policy(Arc::clone(&context), policy).map_err(StartError::Policy)?;
+    }
     start::set_space(&store, &context.config.config());
     start::tell_store(&context);
     status.ready();
     tracing::info!("ready");
     notify(NotifyState::Ready);
 
-    server.run();
+    let is_saved = server.run();
     notify(NotifyState::Stopping);
     control.stop();
-    if let Some(journal) = &journal {
-        journal.stop();
-    }
+    let written = journal.map_or(Ok(()), |journal| journal.stop());
     drop(status);
     store.close();
+    if let (Err(why), false) = (written, is_saved) {
+        return Err(StartError::End(why));
+    }
     tracing::info!("bye");
     Ok(())
 }

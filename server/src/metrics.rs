@@ -303,15 +303,12 @@ fn checkpoints(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.gauge("ferrite_checkpoint_last_save_timestamp_seconds", "Time of the newest", last_s)?;
     page.counter("ferrite_checkpoints", "Checkpoints taken", state.completed)?;
     page.counter("ferrite_checkpoint_failures", "Checkpoints that failed", state.failed)?;
-    // Before the first one of this run there is nothing to tell.
-    if let Some(duration) = state.last_duration {
-        let seconds = duration.as_secs_f64();
-        page.gauge("ferrite_checkpoint_duration_seconds", "Last checkpoint duration", seconds)?;
-        page.gauge("ferrite_checkpoint_size_bytes", "Last checkpoint size", state.last_bytes)?;
-        let total = context.checkpoints.backup_bytes(&context.store);
-        page.gauge("ferrite_checkpoint_total_bytes", "What a backup takes", total)?;
-    }
-    Ok(())
+    // Before the first one of this run they are 0.
+    let seconds = state.last_duration.unwrap_or_default().as_secs_f64();
+    page.gauge("ferrite_checkpoint_duration_seconds", "Last checkpoint duration", seconds)?;
+    page.gauge("ferrite_checkpoint_size_bytes", "Last checkpoint size", state.last_bytes)?;
+    let total = context.checkpoints.backup_bytes(&context.store);
+    page.gauge("ferrite_checkpoint_total_bytes", "What a backup takes", total)
 }
 
 fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
@@ -337,10 +334,8 @@ fn journal(page: &mut Page<'_>, context: &Context) -> fmt::Result {
     page.gauge("ferrite_aof_history_bytes", help, history.bytes())?;
     let (help, since_s) = ("Time that history goes back to", history.since_ms() as f64 / 1000.0);
     page.gauge("ferrite_aof_history_since_timestamp_seconds", help, since_s)?;
-    if let Some(duration) = rewrites.last_duration {
-        let seconds = duration.as_secs_f64();
-        page.gauge("ferrite_aof_rewrite_duration_seconds", "Last rewrite duration", seconds)?;
-    }
+    let seconds = rewrites.last_duration.unwrap_or_default().as_secs_f64();
+    page.gauge("ferrite_aof_rewrite_duration_seconds", "Last rewrite duration", seconds)?;
     let Some(times) = latency::percentiles(std::iter::once(journal.sync_latency())) else {
         return Ok(());
     };

@@ -48,15 +48,15 @@ impl Server {
         &self.context
     }
     /// Serves until somebody asks for the end and it succeeds. All connections are closed then and
-    /// no thread of the server is left.
-    pub fn run(self) {
-        loop {
+    /// no thread of the server is left. Whether a checkpoint holds all of it.
+    pub fn run(self) -> bool {
+        let is_saved = loop {
             let ending = self.context.lifecycle.wanted();
             match self.save(ending) {
-                Ok(()) => break,
+                Ok(is_saved) => break is_saved,
                 Err(why) if ending.force => {
                     tracing::warn!("the data was not saved, as SHUTDOWN FORCE allows: {why}");
-                    break;
+                    break false;
                 }
                 Err(why) => {
                     tracing::error!(
@@ -68,7 +68,7 @@ impl Server {
                     self.context.lifecycle.failed(why);
                 }
             }
-        }
+        };
         self.context.lifecycle.ended();
         self.acceptor.stop();
         for worker in self.workers {
@@ -76,10 +76,11 @@ impl Server {
             // A panic of the thread was reported when it happened.
             let _ = worker.thread.join();
         }
+        is_saved
     }
 
-    /// Closes the listening sockets, comes to rest and takes the last checkpoint.
-    fn save(&self, ending: Ending) -> Result<(), String> {
+    /// Closes the listening sockets, comes to rest and takes the last checkpoint, if one is wanted: whether.
+    fn save(&self, ending: Ending) -> Result<bool, String> {
         tracing::info!("shutting down: no more clients and commands are taken");
         self.acceptor.close();
         self.rest(true);
@@ -91,7 +92,7 @@ impl Server {
             Save::AsConfigured => context.config.config().persistence.checkpoint_enabled,
         };
         if !wanted {
-            return Ok(());
+            return Ok(false);
         }
         self.halt();
         let claim = loop {
@@ -102,7 +103,7 @@ impl Server {
             }
         };
         let taken = claim.take(&context.store, context.databases);
-        taken.map(drop).map_err(|e| e.to_string())
+        taken.map(|_| true).map_err(|e| e.to_string())
     }
     fn rest(&self, resting: bool) {
         self.context.lifecycle.rest(resting);

@@ -1,7 +1,7 @@
 //! What can stand in the way of a start, each with what to do about it; and what a start tells.
 
 use crate::aof::{Failure, Part, Parts, Start};
-use crate::config::{Config, ConfigError, Live, Loaded};
+use crate::config::{AofSync, Config, ConfigError, Live, Loaded};
 use crate::context::Context;
 use crate::info::VERSION;
 use crate::journal::{self, Journal, ReplayError};
@@ -42,6 +42,15 @@ pub enum StartError {
         /// The system's answer.
         source: io::Error,
     },
+    /// `persistence.aof_sync` cannot be followed.
+    #[error("cannot set persistence.aof_sync: {0}")]
+    Policy(String),
+    /// The end of a server whose append-only file lacks some of what it acknowledged.
+    #[error(
+        "some of what was acknowledged is not on the disk: {0}; it was ended without a checkpoint, which would \
+         have it"
+    )]
+    End(String),
     /// Memory that the store could not get.
     #[error("cannot open the store: {0}")]
     Memory(String),
@@ -183,7 +192,8 @@ pub fn open_journal(
 fn warn_of_unused_parts(directory: &Path, aof_file: &str) {
     if Parts::find(directory, aof_file).is_ok_and(|parts| !parts.is_empty()) {
         tracing::warn!(
-            "{} is not replayed, since persistence.aof_enabled is false: what it has beyond the last              checkpoint is absent",
+            "{} is not replayed, since persistence.aof_enabled is false: what it has beyond the last \
+             checkpoint is absent",
             directory.join(aof_file).display()
         );
     }
@@ -198,19 +208,25 @@ pub fn follow_policy(
         let policy = new.persistence.aof_sync;
         if policy != old.persistence.aof_sync
             && let Some(context) = context.upgrade()
-            && context.journal().is_some()
         {
-            // On a thread of its own: whoever asks may run alone, or be waited for by who is inside.
-            let change = move || {
-                if let Some(journal) = context.journal() {
-                    journal.set_policy(context.config.config().persistence.aof_sync);
-                }
-            };
-            let started = std::thread::Builder::new().name("aof-policy".into()).spawn(change);
-            started.map_err(|e| format!("Can't start a thread: {e}"))?;
+            settle_policy(context, policy)?;
         }
         Ok(())
     }
+}
+
+/// Replies to writes keep to the policy at once. What waits for others goes to a thread of its own: whoever
+/// asks may run alone, or be waited for by who is inside.
+pub fn settle_policy(context: Arc<Context>, policy: AofSync) -> Result<(), String> {
+    let Some(journal) = context.journal() else { return Ok(()) };
+    journal.set_policy(policy);
+    let settle = move || {
+        if let Some(journal) = context.journal() {
+            journal.settle_policy();
+        }
+    };
+    let started = std::thread::Builder::new().name("aof-policy".into()).spawn(settle);
+    started.map(drop).map_err(|e| format!("Can't start a thread: {e}"))
 }
 
 /// Lets the store compact its log as `config` says. What is compacted goes with the checkpoints.

@@ -851,6 +851,35 @@ fn a_kill_while_the_file_cannot_be_written_keeps_what_was_acknowledged() {
     assert_eq!(after, before);
 }
 
+/// Whoever reads only the exit status learns that something is lost, unless a checkpoint has it.
+#[test]
+fn an_end_that_loses_what_was_acknowledged_is_no_success() {
+    for fails in [true, false] {
+        let mut server = loop {
+            let server = Server::ferrite_ignoring(
+                "XFSZ",
+                &[
+                    "persistence.aof_enabled=true",
+                    "persistence.aof_sync=no",
+                    "persistence.checkpoint_enabled=false",
+                ],
+            );
+            let mut wire = server.connect();
+            run(&mut wire, "SET a 1");
+            if fails {
+                limit_files(&server, "0");
+            }
+            // The file may have been written to before, and failed.
+            if wire.line("SET b 2") == "+OK" {
+                break server;
+            }
+        };
+        server.signal("TERM");
+        assert_eq!(server.wait(), Some(i32::from(fails)), "{}", server.log());
+        assert_eq!(server.log().contains("is not on the disk"), fails, "{}", server.log());
+    }
+}
+
 /// The policy changes beside everything else, and nobody waits for it: neither who is alone, nor who
 /// runs inside, nor replies that waited under the old one.
 #[test]
@@ -875,4 +904,92 @@ fn appendfsync_changes_in_a_transaction_and_between_replies_that_wait() {
             assert_eq!(next_line(&mut wire), expected);
         }
     }
+}
+
+/// What `cp *.ckpt *.aof` makes under load: the newest part twice, and the copy that is called `appendonly.aof`
+/// has more of it. Nor is one lost that is alone, as the last procedure of a backup leaves it.
+#[test]
+fn a_copy_whose_longest_part_has_the_short_name_keeps_it_at_every_start() {
+    for alone in [false, true] {
+        let mut server = server();
+        run(&mut server.connect(), "SET a 1\nSAVE\nSET b 2");
+        let numbered = newest_part(&server);
+        let short = fs::read(&numbered).expect("read");
+        run(&mut server.connect(), "SET c 3");
+        let before = contents_of(&server);
+        kill(&mut server);
+        let newest = newest_part(&server);
+        assert_eq!(newest, numbered);
+        fs::copy(&newest, data(&server).join("copy")).expect("copied");
+        fs::remove_file(&newest).expect("removed");
+        fs::rename(data(&server).join("copy"), data(&server).join("appendonly.aof"))
+            .expect("renamed");
+        if !alone {
+            fs::write(&newest, short).expect("written");
+        }
+        let mut server = again(&server);
+        assert_eq!(contents_of(&server), before, "alone {alone}");
+        run(&mut server.connect(), "SET d 4");
+        killed_and_again(&mut server);
+        assert_eq!(contents_of(&server).len(), 4, "alone {alone}: {}", server.log());
+        // When parts go, the newest one keeps its short name.
+        run(
+            &mut server.connect(),
+            "CONFIG SET persistence.backup_hold 0\nSAVE\nSAVE\nSAVE\nSET e 5",
+        );
+        assert!(data(&server).join("appendonly.aof").exists());
+        killed_and_again(&mut server);
+        assert_eq!(contents_of(&server).len(), 5, "alone {alone}: {}", server.log());
+    }
+}
+
+/// A transaction, or a command of several keys, is written as a whole, however large it is: larger than what
+/// is written at once, and than the ring.
+#[test]
+fn a_large_transaction_is_written() {
+    for policy in ["always", "everysec", "no"] {
+        let sync = format!("persistence.aof_sync={policy}");
+        let mut server = Server::ferrite(&["persistence.aof_enabled=true", &sync]);
+        let mut wire = server.connect();
+        let large = 300 << 10;
+        assert_eq!(wire.line(&format!("SETRANGE a {} x", large - 1)), format!(":{large}"));
+        run(&mut wire, "RENAME a b\nMULTI");
+        for n in 0..20 {
+            assert_eq!(wire.line(&format!("SETRANGE key:{n} {} x", large - 1)), "+QUEUED");
+        }
+        assert_eq!(wire.line("EXEC"), "*20");
+        (0..20).for_each(|_| assert_eq!(next_line(&mut wire), format!(":{large}")));
+        run(&mut wire, "SET e 1\nAOF SYNC");
+        kill(&mut server);
+        let server = again(&server);
+        let mut wire = server.connect();
+        assert_eq!(wire.line("DBSIZE"), ":22", "{policy}");
+        assert_eq!(wire.line("STRLEN key:19"), format!(":{large}"), "{policy}");
+    }
+}
+
+/// Fewer databases than the file is for.
+#[test]
+fn a_file_for_more_databases_refuses_the_start() {
+    let mut server = server();
+    run(&mut server.connect(), "SELECT 15\nSET a 1");
+    kill(&mut server);
+    let log = refused(&server.directory, &[ALWAYS[0], ALWAYS[1], "storage.databases=8"]);
+    assert!(log.contains("is for database 15") && log.contains("= 16 or more"), "{log}");
+    assert_eq!(contents_of(&again(&server)).len(), 1);
+}
+
+/// From the reply on, writes wait for the disk.
+#[test]
+fn always_holds_from_its_reply_on() {
+    let mut server = Server::ferrite(&["persistence.aof_enabled=true", "persistence.aof_sync=no"]);
+    let mut wire = server.connect();
+    for n in 0..20 {
+        run(&mut wire, "CONFIG SET appendfsync no\nSET a 1\nCONFIG SET appendfsync always");
+        run(&mut wire, &format!("SET b {n}"));
+        let text = wire.bulk("INFO persistence");
+        assert!(text.contains("aof_buffer_length:0\r\n"), "{text}");
+    }
+    kill(&mut server);
+    assert_eq!(again(&server).connect().bulk("GET b"), "19");
 }

@@ -384,6 +384,23 @@ fn a_unix_socket_serves_too() {
     assert!(list.contains("flags=U"), "{list}");
 }
 
+/// Only a socket that a killed server has left is replaced.
+#[test]
+fn a_file_where_the_unix_socket_is_to_be_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("precious");
+    std::fs::write(&path, "data").expect("written");
+    let setting = format!("server.unix_socket={}", path.display());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ferrite"));
+    let command = command.args(["--port", "0", "--set", &setting]).current_dir(&directory);
+    assert_eq!(command.status().expect("it runs").code(), Some(1));
+    assert_eq!(std::fs::read(&path).expect("it is there"), b"data");
+    std::fs::remove_file(&path).expect("removed");
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+    let ferrite = Server::ferrite(&[&setting]);
+    assert_eq!(ferrite.connect().line("PING"), "+PONG");
+}
+
 #[test]
 fn the_end_answers_what_was_read_and_keeps_it() {
     let mut ferrite = Server::ferrite(&[]);

@@ -481,3 +481,32 @@ fn growth_has_it_rewritten_or_a_checkpoint_taken() {
         }
     }
 }
+
+/// What the file grows from is known at a start, too, and a checkpoint that somebody has had taken does not
+/// keep the file growing.
+#[test]
+fn a_start_is_no_growth_and_a_checkpoint_by_hand_lets_the_file_be_made_smaller() {
+    let settings = &[
+        "persistence.aof_enabled=true",
+        "persistence.checkpoint_enabled=false",
+        "persistence.aof_rewrite_min_size=1MiB",
+    ];
+    let mut server = Server::ferrite(settings);
+    let mut wire = server.connect();
+    run(&mut wire, "CONFIG SET auto-aof-rewrite-percentage 0");
+    for _ in 0..20 {
+        fill(&mut wire, 1_000);
+    }
+    run(&mut wire, "AOF SYNC");
+    kill(&mut server);
+    let server = again(&server, settings);
+    let mut wire = server.connect();
+    assert!(number(&mut wire, "aof_base_size") > 1 << 20, "what is there at the start");
+    assert_eq!((number(&mut wire, "aof_rewrites"), number(&mut wire, "rdb_saves")), (0, 0));
+    run(&mut wire, "SAVE");
+    until(&mut wire, "a checkpoint is taken", |wire| {
+        fill(wire, 1_000);
+        number(wire, "rdb_saves") >= 2
+    });
+    assert_eq!(number(&mut wire, "aof_rewrites"), 0);
+}

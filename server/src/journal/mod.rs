@@ -170,6 +170,7 @@ impl Journal {
         lock(&shared.state).durable = position;
         let shared = Arc::new(shared);
         store.track_readers(policy == AofSync::Always);
+        shared.rewrite.grows_from(shared.needed_bytes());
         let threads = shared.start(store, reader, writer);
         Ok(Arc::new(Self {
             shared,
@@ -184,23 +185,26 @@ impl Journal {
         self.shared.policy()
     }
 
-    /// Changes the policy. Blocks for a safepoint, and for a sync: not for a thread that is inside,
-    /// or that others wait for.
+    /// Changes the policy: replies to writes keep to it from now on. [`Journal::settle_policy`] does the rest.
     pub fn set_policy(&self, policy: AofSync) {
-        let _turn = lock(&self.policy_turn);
-        // Before the first reply that waits, after the last.
-        if policy == AofSync::Always {
-            self.store.track_readers(true);
+        if policy != AofSync::Always {
+            // What was written without a promise gets one.
+            self.shared.sync_wanted.store(true, Ordering::SeqCst);
         }
         self.shared.policy.store(policy as u8, Ordering::SeqCst);
         self.store.wake_redo();
         self.shared.wake_watch();
-        if policy != AofSync::Always {
-            // Replies that wait go, and what was written without a promise gets one. A failure is
-            // told by who meets it.
+    }
+
+    /// Has readers keep to the policy. Blocks for a safepoint, and for a sync: not for a thread that is
+    /// inside, or that others wait for.
+    pub fn settle_policy(&self) {
+        let _turn = lock(&self.policy_turn);
+        if self.policy() != AofSync::Always {
+            // Replies that wait go. A failure is told by who meets it.
             drop(self.sync(None));
-            self.store.track_readers(false);
         }
+        self.store.track_readers(self.policy() == AofSync::Always);
     }
 
     /// Waits until everything that was written before is on the disk, at most for so long. An error
@@ -279,13 +283,19 @@ impl Journal {
         self.shared.history_bytes()
     }
 
-    /// Writes and syncs what is there and ends. No command runs any more.
-    pub fn stop(&self) {
+    /// Writes and syncs what is there and ends. No command runs any more. An error says why not all that was
+    /// acknowledged is in the file.
+    pub fn stop(&self) -> Result<(), String> {
         self.shared.stop(&self.store);
         self.stop_rewrite();
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             // A panic of a thread has ended the process.
             let _ = thread.join();
+        }
+        let state = lock(&self.shared.state);
+        match state.durable >= self.store.redo_tail() {
+            true => Ok(()),
+            false => Err(state.failure.clone().unwrap_or_else(|| "its end was not synced".into())),
         }
     }
 }

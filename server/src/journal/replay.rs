@@ -10,12 +10,13 @@
 
 use super::Part;
 use crate::aof::{
-    Chain, ChainError, Effect, Entry, Gap, Header, Origin, Parts, ReadError, Replay, Torn, aside,
-    format_time,
+    Chain, ChainError, Effect, Entry, Files as _, Gap, Header, LocalFiles, Origin, Parts,
+    ReadError, Replay, Torn, aside, format_time, part,
 };
 use crate::context::unix_ms;
 use ferrite_hybridlog::{BlockingSession, Change, Database, OperationError, Store};
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -75,6 +76,21 @@ pub enum ReplayError {
         /// How the command begins.
         command: String,
     },
+    /// A command for a database that there is none of.
+    #[error(
+        "AOF: refused {}: a command behind offset {offset} is for database {database}, and there are \
+         {databases}; start with storage.databases = {} or more", .path.display(), u16::from(*.database) + 1
+    )]
+    Database {
+        /// The part.
+        path: PathBuf,
+        /// What comes before is known.
+        offset: u64,
+        /// The database.
+        database: u8,
+        /// How many there are.
+        databases: usize,
+    },
     /// The store does not take a command.
     #[error("the append-only file cannot be replayed: {0}")]
     Store(#[from] OperationError),
@@ -98,6 +114,7 @@ pub fn replay(store: &Store, directory: &Path, aof_file: &str) -> Result<Recover
     let files = Files { directory, parts: find(directory, aof_file)? };
     files.set_unbegun_aside()?;
     files.set_moved_aside(aof_file, origin)?;
+    files.give_numbers(aof_file)?;
     // What is set aside keeps its number for itself: it may be put back.
     let number = files.parts.next_number();
     let parts = find(directory, aof_file)?;
@@ -169,14 +186,25 @@ fn find(directory: &Path, aof_file: &str) -> Result<Parts, ReplayError> {
 fn play(store: &Store, replay: &mut Replay, chain: &Chain) -> Result<(), ReplayError> {
     let mut session = store.blocking_session();
     let mut told = Instant::now();
+    let databases = store.places().len();
+    let place = |replay: &Replay| {
+        let stands = replay.replayed().stands;
+        let link = chain.links.iter().find(|l| Some(l.header.number) == stands.map(|s| s.number));
+        let path = link.map_or_else(PathBuf::new, |link| link.path.clone());
+        (path, stands.map_or(0, |stands| stands.length))
+    };
     while let Some(entry) = replay.next_entry()? {
         let position = entry.position;
+        let database = match entry.effect {
+            Effect::Swap { with } => with.max(entry.database),
+            _ => entry.database,
+        };
+        if usize::from(database) >= databases {
+            let (path, offset) = place(replay);
+            return Err(ReplayError::Database { path, offset, database, databases });
+        }
         if let Some(command) = apply(store, &mut session, &entry)? {
-            let stands = replay.replayed().stands;
-            let link =
-                chain.links.iter().find(|l| Some(l.header.number) == stands.map(|s| s.number));
-            let path = link.map_or_else(PathBuf::new, |link| link.path.clone());
-            let offset = stands.map_or(0, |stands| stands.length);
+            let (path, offset) = place(replay);
             return Err(ReplayError::Command { path, offset, command });
         }
         if position.is_multiple_of(4096) && told.elapsed() >= PROGRESS {
@@ -253,6 +281,22 @@ impl Files<'_> {
             part.copies.iter().try_for_each(|path| self.set_aside(path))?;
         }
         Ok(())
+    }
+
+    /// A copy made with `cp *.aof`, or of `appendonly.aof` alone, has the longest copy of a part under that
+    /// name, which is to be the next part's. So the part gets its own name; a shorter copy that has it is set
+    /// aside.
+    fn give_numbers(&self, aof_file: &str) -> Result<(), ReplayError> {
+        let alias = self.directory.join(aof_file);
+        let Some((number, _)) = self.parts.parts().iter().find(|(_, part)| part.path == alias)
+        else {
+            return Ok(());
+        };
+        let own = self.directory.join(part::file_name(aof_file, *number));
+        self.set_aside(&own)?;
+        let io = |source| ReplayError::Io { action: "link", path: own.clone(), source };
+        fs::hard_link(&alias, &own).map_err(io)?;
+        LocalFiles.sync_directory(self.directory).map_err(io)
     }
 
     /// Parts that cannot be applied.

@@ -328,6 +328,11 @@ impl Journal {
             && u128::from(bytes) * 100 >= then * (100 + u128::from(percentage))
     }
 
+    /// Whether parts stay behind a rewrite, since a checkpoint is kept that they go on from.
+    pub fn is_needed_by_a_checkpoint(&self) -> bool {
+        self.shared.first_named().is_some()
+    }
+
     /// Ends the rewrite that runs, without a part.
     pub(super) fn stop_rewrite(&self) {
         let thread = lock(&self.shared.rewrite.thread).take();
@@ -335,6 +340,13 @@ impl Journal {
             // A panic was reported when it happened.
             let _ = thread.join();
         }
+    }
+}
+
+impl Exchange {
+    /// What the file grows from.
+    pub(super) fn grows_from(&self, bytes: u64) {
+        self.rewrites().size_then = bytes;
     }
 }
 
@@ -365,15 +377,18 @@ impl Shared {
 
     /// Removes the parts before `base` that no checkpoint needs.
     fn drop_parts_before(&self, base: u64) {
-        let parts = lock(&self.parts);
+        let first = self.first_named().unwrap_or(base).min(base);
+        self.drop_unneeded(first);
+    }
+
+    /// The first part that a checkpoint needs.
+    fn first_named(&self) -> Option<u64> {
         // Older ones may name checkpoints that were moved away before the start.
         let named = |(number, part): &(&u64, &Part)| {
             **number >= self.needed_from
                 && matches!(part.start, Start::Checkpoint(_) | Start::Only(_))
         };
-        let first = parts.iter().find(named).map_or(base, |(number, _)| *number).min(base);
-        drop(parts);
-        self.drop_unneeded(first);
+        lock(&self.parts).iter().find(named).map(|(number, _)| *number)
     }
 }
 
@@ -544,7 +559,7 @@ impl Shared {
     }
 
     /// Bytes of the parts that do not stay for history alone: what a rewrite would make smaller.
-    fn needed_bytes(&self) -> u64 {
+    pub(super) fn needed_bytes(&self) -> u64 {
         self.bytes().saturating_sub(self.history_bytes())
     }
 

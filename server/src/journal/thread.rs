@@ -201,16 +201,19 @@ where
         self.syncing || self.turning
     }
 
-    /// Takes entries, up to a write's worth. Whether there are more.
+    /// Takes entries, up to a write's worth. Whether there are more. A group is taken whole, however large it
+    /// is: nothing of it can be written before its end is there.
     fn take(&mut self) -> bool {
         let at_once = self.shared.policy() == AofSync::Always;
         let enough = if at_once { WRITE_AT } else { WRITE_SOON_AT };
         loop {
             let buffered = self.writer.progress().buffered;
-            match self.turning {
-                true if buffered >= AHEAD => return false,
-                false if buffered >= enough => return true,
-                _ => {}
+            if !self.writer.in_group() {
+                match self.turning {
+                    true if buffered >= AHEAD => return false,
+                    false if buffered >= enough => return true,
+                    _ => {}
+                }
             }
             let Some(entry) = self.reader.next() else {
                 self.shared.rewrite.at(self.reader.position(), &mut self.writer);
