@@ -410,14 +410,6 @@ pub(super) fn refusal(error: &io::Error) -> String {
     format!("the file system refuses O_DIRECT ({error})")
 }
 
-/// A full quota is a full disk to whoever writes.
-pub(super) fn full_is_full(error: io::Error) -> io::Error {
-    if error.raw_os_error() == Some(libc::EDQUOT) {
-        return io::Error::new(io::ErrorKind::StorageFull, "the disk quota is used up");
-    }
-    error
-}
-
 fn refuses_writing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
@@ -579,7 +571,7 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
         match error.raw_os_error() {
             Some(libc::EINTR) => {}
             Some(libc::EOPNOTSUPP | libc::ENOSYS) => return file.set_len(size),
-            _ => return Err(full_is_full(error)),
+            _ => return Err(error),
         }
     }
 }

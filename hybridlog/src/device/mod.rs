@@ -73,7 +73,7 @@ pub enum Request {
         done: Done<Buffer>,
     },
     /// Writes all bytes at `offset`, extending the file when needed. A full disk is
-    /// `ErrorKind::StorageFull`.
+    /// `ErrorKind::StorageFull`, a quota that is used up `ErrorKind::QuotaExceeded`.
     Write {
         /// The file.
         file: FileId,
@@ -98,6 +98,12 @@ pub enum Request {
 pub(crate) fn could_not_open(error: &io::Error) -> bool {
     let unopened = [libc::EMFILE, libc::ENFILE, libc::ENOENT, libc::ENOTDIR, libc::EACCES];
     error.raw_os_error().is_some_and(|e| unopened.contains(&e))
+}
+
+/// Whether an error says that there is no space: the disk is full, or the quota is used up. Either may
+/// be met by whatever makes a file or a name, or makes a file longer.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A directory of files. See the module's promises.

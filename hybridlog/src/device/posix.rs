@@ -164,7 +164,7 @@ fn carry_out(directory: &Directory, request: Request) {
             let result = write(directory, file, offset, &bytes);
             // The page that was written is free before the completion says so.
             drop(bytes);
-            done(result.map_err(directory::full_is_full));
+            done(result);
         }
         Request::Sync { file, done } => done(sync(directory, file)),
     }

@@ -498,6 +498,24 @@ fn a_full_file_system_is_storage_full_and_recovers() {
     }
 }
 
+/// Files or names may run out before bytes do: the file's own, or that of its link.
+#[test]
+fn a_file_system_without_room_for_a_name_is_full() {
+    let Some(mounted) = Mounted::new("tmpfs", "size=1m,nr_inodes=32") else { return };
+    let devices = local_forms(&mounted);
+    assert!(!devices.is_empty());
+    for device in devices {
+        let made = |number: &u64| device.create(FileId::Index(*number), 0);
+        let failed = (1..40).find_map(|number| made(&number).err()).expect("there are 32");
+        assert!(super::is_full(&failed), "{failed}");
+        let files = device.list().unwrap();
+        assert!(!files.is_empty());
+        files.into_iter().for_each(|file| device.remove(file).unwrap());
+        device.create(FileId::Index(1), 0).unwrap();
+        device.remove(FileId::Index(1)).unwrap();
+    }
+}
+
 /// ramfs has no direct I/O and no fallocate.
 #[test]
 fn a_file_system_without_direct_reads_is_read_through_the_page_cache() {

@@ -135,3 +135,70 @@ impl<'a> Shortage<'a> {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::device::FileId;
+    use crate::device::fault::{Fault, FaultDevice, Operation};
+    use crate::{BlockingSession, Config, Database, Store};
+    use std::sync::Arc;
+
+    const PAGE: u64 = 4096;
+
+    /// Four pages of memory, and segments of four.
+    fn open(device: &Arc<FaultDevice>) -> Store {
+        let mut config = Config::new("simulated");
+        (config.page_size, config.segment_size) = (PAGE, 4 * PAGE);
+        (config.mutable_size, config.readonly_size) = (2 * PAGE, 2 * PAGE);
+        Store::open_on(config, device.clone()).expect("opens")
+    }
+
+    fn write(s: &mut BlockingSession, i: u64) -> bool {
+        s.upsert(Database(0), &(i % 20).to_le_bytes(), &[1; 1000]).is_ok()
+    }
+
+    /// Writes until that is refused, or until it is taken.
+    fn write_until(store: &Store, taken: bool) {
+        let mut s = store.blocking_session();
+        let end = Instant::now() + Duration::from_secs(60);
+        for i in 0.. {
+            if write(&mut s, i) == taken {
+                return;
+            }
+            assert!(Instant::now() < end, "{:?}", store.stats().not_writable);
+            std::thread::yield_now();
+        }
+    }
+
+    /// A quota that was used up when a file was to be made broke the log until a restart.
+    #[test]
+    fn a_file_that_finds_no_space_is_a_shortage_that_passes() {
+        for errno in [libc::EDQUOT, libc::ENOSPC] {
+            for file in [FileId::Segment(1), FileId::Side(1)] {
+                let device = FaultDevice::new();
+                let store = open(&device);
+                device.inject(Fault::new(Operation::Create, errno).file(file));
+                write_until(&store, false);
+                let health = &store.inner().log.health;
+                assert!(health.is_short(), "{errno} {file:?}");
+                device.heal();
+                write_until(&store, true);
+                assert_eq!(health.refusal(), None, "{errno} {file:?}");
+            }
+        }
+    }
+
+    /// It cannot have its full size at once, and grows as it is written.
+    #[test]
+    fn a_segment_that_the_quota_does_not_hold_whole_is_begun_all_the_same() {
+        let device = FaultDevice::new();
+        let store = open(&device);
+        let full_size = Fault::new(Operation::Create, libc::EDQUOT).file(FileId::Segment(1));
+        device.inject(full_size.times(1));
+        let mut s = store.blocking_session();
+        for i in 0..64 {
+            assert!(write(&mut s, i), "{:?}", store.stats().not_writable);
+        }
+    }
+}

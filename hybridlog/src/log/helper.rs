@@ -5,7 +5,7 @@
 
 use super::Log;
 use super::page_thread::{Outcome, PageWork};
-use crate::device::{ALIGNMENT, Bytes, FileId, Mapping, Request};
+use crate::device::{ALIGNMENT, Bytes, FileId, Mapping, Request, is_full};
 use crate::sync::{Locked, mutant};
 use crate::tier::raw::{RawSegments, block_crc, side_size};
 use std::io;
@@ -175,9 +175,7 @@ impl Worker {
         let size = self.log.geometry.segment_words * 8;
         let create = |file, size| match device.create(file, size) {
             Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                device.create(file, 0).map(|()| false)
-            }
+            Err(e) if is_full(&e) => device.create(file, 0).map(|()| false),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false), // an earlier try
             Err(e) => Err(e),
         };

@@ -21,7 +21,7 @@ use super::space::Space;
 use super::syncs::Syncs;
 use super::window::Window;
 use crate::config::BLOCK_WORDS;
-use crate::device::{ALIGNMENT, FileId, Mapping, could_not_open};
+use crate::device::{ALIGNMENT, FileId, Mapping, could_not_open, is_full};
 use crate::sync::{Locked, mutant};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -444,8 +444,7 @@ fn shortage(error: &io::Error, place: &str) -> Option<String> {
         Some(libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS) => {
             Some(format!("writing to {place} finds no memory: {error}"))
         }
-        _ => (error.kind() == io::ErrorKind::StorageFull)
-            .then(|| format!("the disk that holds {place} is full")),
+        _ => is_full(error).then(|| format!("the disk that holds {place} is full: {error}")),
     }
 }
 

@@ -329,7 +329,7 @@ impl Flight {
             directory.refuse_direct(directory::refusal(&error));
             return self.go_buffered(directory);
         }
-        Outcome::Over(Err(directory::full_is_full(error)))
+        Outcome::Over(Err(error))
     }
 
     fn go_buffered(&mut self, directory: &Directory) -> Outcome {
