@@ -28,6 +28,8 @@ struct Reasons {
     broken: Option<String>,
     /// The disk is full, or the system has no descriptor or memory left: until it has.
     short: Option<String>,
+    /// A write of the log has failed for that, not only its reserve been reached: until one succeeds.
+    stuck: Option<String>,
     /// The redo log cannot be written: until its reader says that it can.
     redo: Option<String>,
 }
@@ -43,7 +45,7 @@ impl Health {
             return None;
         }
         let reasons = self.reasons.locked();
-        let Reasons { broken, short, redo } = &*reasons;
+        let Reasons { broken, short, redo, stuck: _ } = &*reasons;
         broken.clone().or_else(|| short.clone()).or_else(|| redo.clone())
     }
     /// Why a write is refused, if it is. One that was `admitted` belongs to a transaction that has
@@ -90,6 +92,31 @@ impl Health {
             _ => {}
         });
     }
+    /// A write of the log failed for a shortage: it is short until one succeeds and there is space.
+    pub fn stuck(&self, reason: String) {
+        // Before writes are refused for it: who sees that sees this.
+        self.set(|reasons| reasons.stuck = Some(reason.clone()));
+        self.short(Some(reason));
+    }
+    /// A write of the log succeeded.
+    pub fn written(&self) {
+        if self.is_stuck() {
+            self.set(|reasons| reasons.stuck = None);
+        }
+    }
+    /// Whether a write of the log failed for a shortage, and none has succeeded since.
+    pub fn is_stuck(&self) -> bool {
+        !self.is_writable() && self.reasons.locked().stuck.is_some()
+    }
+    /// Why nothing of the log can be written, for good or for now: not why writes are refused though
+    /// it could.
+    fn obstacle(&self) -> Option<String> {
+        if self.is_writable() {
+            return None;
+        }
+        let reasons = self.reasons.locked();
+        reasons.broken.clone().or_else(|| reasons.stuck.clone())
+    }
     /// Sets or clears what is wrong with the redo log. Who sets it has logged it.
     pub fn redo(&self, reason: Option<String>) {
         self.set(|reasons| reasons.redo = reason);
@@ -102,7 +129,9 @@ impl Health {
     }
 }
 
-/// Ends a wait that a shortage makes long: whoever waits must be told.
+/// Ends a wait that a shortage makes long: whoever waits must be told. It is one for what the log's own
+/// writes make possible, so only their failing counts: while they are slow, or others' writes are
+/// refused for the redo log's sake or the disk's reserve, the wait goes on.
 pub(crate) struct Shortage<'a> {
     log: &'a Log,
     flushed: u64,
@@ -110,17 +139,17 @@ pub(crate) struct Shortage<'a> {
 }
 
 impl<'a> Shortage<'a> {
-    /// How long nothing may be flushed while something is short.
+    /// How long nothing may be flushed while the log's writes fail.
     pub const PATIENCE: Duration = Duration::from_secs(2);
 
     pub fn new(log: &'a Log) -> Self {
         Self { log, flushed: log.boundaries.flushed_until(), since: Instant::now() }
     }
 
-    /// What is short, once it has been for too long.
+    /// Why nothing can be written, once that has been so for too long.
     pub fn verdict(&mut self) -> Result<(), String> {
         let flushed = self.log.boundaries.flushed_until();
-        match self.log.health.refusal() {
+        match self.log.health.obstacle() {
             Some(reason) if flushed == self.flushed => {
                 if self.since.elapsed() < Self::PATIENCE {
                     Ok(())
@@ -169,6 +198,42 @@ mod tests {
             assert!(Instant::now() < end, "{:?}", store.stats().not_writable);
             std::thread::yield_now();
         }
+    }
+
+    /// One who has waited for longer than anybody has patience.
+    fn waits_long(log: &Log) -> Shortage<'_> {
+        let since = Instant::now().checked_sub(Shortage::PATIENCE);
+        Shortage { since: since.expect("the system is up that long"), ..Shortage::new(log) }
+    }
+
+    /// The append-only file could not be written or the disk's reserve was reached, a page's write took
+    /// two seconds, and so a transaction ended in its middle and the checkpoint failed that would have
+    /// healed the file.
+    #[test]
+    fn only_what_keeps_the_log_from_being_written_ends_a_wait_for_it() {
+        let device = FaultDevice::new();
+        let store = open(&device);
+        let log = &store.inner().log;
+        let verdict = || waits_long(log).verdict();
+        log.health.redo(Some("its disk is full".into()));
+        assert_eq!(verdict(), Ok(()));
+        log.health.short(Some("the reserve is reached".into()));
+        assert_eq!(verdict(), Ok(()));
+        log.health.redo(None);
+        log.health.short(None);
+
+        device.inject(Fault::new(Operation::Write, libc::ENOSPC).file(FileId::Segment(1)));
+        write_until(&store, false);
+        assert!(log.health.is_stuck());
+        assert_eq!(Shortage::new(log).verdict(), Ok(()), "it has not waited long");
+        assert!(verdict().expect_err("nothing is written").contains("is full"));
+        device.heal();
+        write_until(&store, true);
+        assert!(!log.health.is_stuck());
+        assert_eq!(verdict(), Ok(()));
+
+        log.health.broke("a write failed".into());
+        assert_eq!(verdict(), Err("a write failed".into()));
     }
 
     /// A quota that was used up when a file was to be made broke the log until a restart.

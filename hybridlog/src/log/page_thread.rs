@@ -95,8 +95,6 @@ pub(crate) struct PageThread {
     window: Window,
     helper: Helper,
     retry_at: Option<Instant>,
-    /// A write failed for a shortage, and none has succeeded since.
-    is_short: bool,
     space_checked: Instant,
     /// Where the tail was then.
     space_checked_at: u64,
@@ -116,7 +114,6 @@ impl PageThread {
             submitted_until,
             whole: VecDeque::new(),
             retry_at: None,
-            is_short: false,
             space_checked: Instant::now(),
             space_checked_at: submitted_until,
         }
@@ -367,7 +364,7 @@ impl PageThread {
                 self.chunks.push_front(chunk);
                 break;
             }
-            self.is_short = false;
+            self.log.health.written();
             self.chunk_written(from, to);
             moved = true;
         }
@@ -395,9 +392,8 @@ impl PageThread {
         let path = self.log.device.path(FileId::Segment(0));
         let place = path.parent().unwrap_or(&path).display().to_string();
         if let Some(reason) = shortage(error, &place) {
-            self.log.health.short(Some(reason));
+            self.log.health.stuck(reason);
             self.retry_at = Some(Instant::now() + SPACE_INTERVAL);
-            self.is_short = true;
         } else if self.log.health.breakage().is_none() {
             self.log.health.broke(format!("writing to {place} failed: {error}"));
         }
@@ -410,7 +406,7 @@ impl PageThread {
         let tail = log.tail.load();
         let written = (tail - self.space_checked_at) * 8;
         let due = self.space_checked.elapsed() >= SPACE_INTERVAL || written > log.space_reserve / 8;
-        if !due || self.is_short {
+        if !due || log.health.is_stuck() {
             return;
         }
         (self.space_checked, self.space_checked_at) = (Instant::now(), tail);

@@ -2,6 +2,7 @@
 //! data again.
 
 use super::*;
+use crate::device::fault::{Completion, FaultDevice};
 use crate::log::health::Shortage;
 use crate::{Change, Config, Database, Operation, Stop, Store};
 use std::collections::BTreeMap;
@@ -568,6 +569,33 @@ fn half_a_transaction_waits_for_room_however_long() {
     }
     transaction.join().expect("it ends");
     assert_eq!(seen.groups, [20]);
+}
+
+/// The same for room in the log: the append-only file could not be written, the disk took its time for a
+/// page, and the transaction's next command failed.
+#[test]
+fn half_a_transaction_waits_for_a_slow_disk_while_others_are_refused() {
+    let device = FaultDevice::new();
+    let store = Store::open_on(small("simulated".as_ref(), 1 << 20), device.clone());
+    let store = store.expect("opens");
+    let mut reader = store.redo().expect("the store has a ring");
+    device.set_completion(Completion::Stepped);
+    let other = store.clone();
+    let transaction = std::thread::spawn(move || {
+        let mut session = other.session(|| {});
+        let mut alone = session.alone();
+        (0..40u64).for_each(|n| put_alone(&mut alone, &n.to_le_bytes(), &[1; 8000]));
+    });
+    while store.stats().parked_for_room == 0 && !transaction.is_finished() {
+        std::thread::yield_now();
+    }
+    reader.refuse(Some("the disk is full".into()));
+    std::thread::sleep(Shortage::PATIENCE + Duration::from_millis(300));
+    device.set_completion(Completion::InOrder);
+    transaction.join().expect("it ends");
+    let mut seen = Replayed::default();
+    seen.drain(&mut reader);
+    assert_eq!(seen.groups, [40]);
 }
 
 /// What follows a checkpoint would be nowhere, were it complete before its part has begun.
