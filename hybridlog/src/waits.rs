@@ -35,7 +35,7 @@ fn cold_store() -> Store {
 #[test]
 fn every_place_that_waits_refuses_to_while_pinned() {
     type Wait = fn(&Store, &Arc<Inner>);
-    let waits: [(&str, Wait); 10] = [
+    let waits: [(&str, Wait); 11] = [
         ("device/blocking.rs", |_, inner| {
             drop(blocking::read(&*inner.log.device, FileId::Manifest, 4096));
         }),
@@ -51,6 +51,7 @@ fn every_place_that_waits_refuses_to_while_pinned() {
         ("store/alone.rs", |_, inner| {
             inner.log.tail.give_back(wait_for_room(&inner.log, 1, || true))
         }),
+        ("store/session.rs", |store, _| store.session(|| {}).wait_until_called(|| true)),
         ("store/blocking.rs", |store, _| {
             drop(store.blocking_session().read(Database(0), &0u64.to_le_bytes()));
         }),

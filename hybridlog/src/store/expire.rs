@@ -24,6 +24,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 const SHARE: u32 = 10;
 /// Records looked at in one stay inside.
 const BATCH: usize = 64;
+/// How long, in milliseconds, a page rests that cannot be read, or a key of it.
+const UNREADABLE_MS: u64 = 60_000;
 
 /// Tells the cycle to stop, and to hold still.
 #[derive(Default)]
@@ -148,17 +150,33 @@ impl ExpiryCycle {
                             // A reservation that is not filled yet: come back for the rest.
                             log.note_expiry(page, now + 1);
                             drop(inside);
-                            return self.remove(due);
+                            return self.remove_of(page, due);
                         }
                     }
                 }
                 if at >= limit && limit < end {
                     drop(inside);
-                    return self.remove(due);
+                    return self.remove_of(page, due);
                 }
             }
-            self.remove(due);
+            self.remove_of(page, due);
         }
+    }
+
+    /// Removes the keys of a page whose note was taken; what stays is noted again, wherever the page
+    /// is by now.
+    fn remove_of(&mut self, page: u64, due: Vec<Due>) {
+        let again = self.remove(due);
+        if again == u64::MAX {
+            return;
+        }
+        let inside = self.session.enter();
+        // Until it leaves, the note is this page's.
+        if page >= inside.view.pinned(&inside.pin).head {
+            return self.inner.log.note_expiry(page, again);
+        }
+        drop(inside);
+        self.note_cold(page, again);
     }
 
     fn note_cold(&self, page: u64, at: u64) {
@@ -193,9 +211,9 @@ impl ExpiryCycle {
                 }));
             }
             // It is logged by the reader; do not come back at once.
-            Err(_) => earliest = now + 60_000,
+            Err(_) => earliest = now + UNREADABLE_MS,
         }
-        self.remove(due);
+        earliest = earliest.min(self.remove(due));
         let mut cold = self.inner.log.cold_expiry.locked();
         if earliest == u64::MAX {
             cold.remove(&page);
@@ -204,22 +222,30 @@ impl ExpiryCycle {
         }
     }
 
-    /// Removes the keys that are still due.
-    fn remove(&mut self, due: Vec<Due>) {
+    /// Removes the keys that are still due. What cannot be removed now is absent all the same, and is
+    /// to be tried again then; `u64::MAX` when nothing is.
+    fn remove(&mut self, due: Vec<Due>) -> u64 {
         let Self { inner, session, .. } = self;
         let control = &inner.expiry;
+        let mut again = u64::MAX;
         for (slot, key) in due {
-            // What cannot be removed now is absent all the same.
-            let removed = remove_if_expired(inner, session, slot, &key, || control.stop.is_up());
-            if matches!(removed, Ok(false)) {
-                return;
+            match remove_if_expired(inner, session, slot, &key, || control.stop.is_up()) {
+                Ok(true) => {}
+                Ok(false) => break,
+                // The cycle rests until writes are taken.
+                Err(OperationError::NotWritable(_)) => again = again.min(inner.now_ms()),
+                Err(_) => again = again.min(inner.now_ms() + UNREADABLE_MS),
             }
         }
+        again
     }
 }
 
 /// Removes a key that has expired, on a thread that may wait and holds no [`super::Inside`]. False if
 /// it was stopped before.
+///
+/// # Errors
+/// [`OperationError`] when it is due still and cannot be removed.
 pub(super) fn remove_if_expired(
     inner: &Inner,
     session: &mut Session,
@@ -241,20 +267,20 @@ pub(super) fn remove_if_expired(
         }
         let db = inside.tables.map.iter().position(|s| *s == slot);
         let Some(db) = db else { return Ok(true) };
-        let keep = |_: Option<Value<'_>>, _: &mut Vec<u8>| (Change::Keep, ());
-        let outcome = inside.update(&mut op, Database(db as u8), key, keep);
+        // Not `Keep` of what is absent: that says nothing when writes are refused.
+        let remove = |value: Option<Value<'_>>, _: &mut Vec<u8>| match value {
+            Some(_) => (Change::Keep, ()),
+            None => (Change::Delete, ()),
+        };
+        let outcome = inside.update(&mut op, Database(db as u8), key, remove);
         drop(inside);
         match outcome {
             Ok(()) => return Ok(true),
             Err(Stop::Failed(e)) => return Err(e),
             Err(Stop::Pending) => {
-                let mut tokens = Vec::new();
-                while tokens.is_empty() {
-                    std::thread::park_timeout(Duration::from_millis(10));
-                    session.ready(&mut tokens);
-                    if is_stopped() {
-                        return Ok(false);
-                    }
+                session.wait_until_called(&is_stopped);
+                if is_stopped() {
+                    return Ok(false);
                 }
             }
         }
@@ -273,5 +299,105 @@ fn collect(log: &crate::log::Log, at: u64, record: &RecordRef<'_>, now: u64, due
         Some(expiry) if expiry < now => due.push(key_of(record)),
         Some(expiry) => log.note_expiry(at, expiry),
         None => {}
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::device::FileId;
+    use crate::device::fault::{Fault, FaultDevice, Operation as Io};
+    use crate::{Config, Store};
+
+    const DB: Database = Database(0);
+
+    /// A store of four pages whose own cycle holds still, and one that goes round by hand.
+    fn by_hand() -> (Arc<FaultDevice>, Store, ExpiryCycle) {
+        let mut config = Config::new("simulated");
+        (config.page_size, config.segment_size) = (4096, 4 * 4096);
+        (config.mutable_size, config.readonly_size) = (2 * 4096, 2 * 4096);
+        config.block_cache_size = 0;
+        let device = FaultDevice::new();
+        let store = Store::open_on(config, device.clone()).expect("opens");
+        store.pause_expiry_cycle(true);
+        let cycle = ExpiryCycle::new(Arc::clone(store.inner()));
+        (device, store, cycle)
+    }
+
+    /// A key that has expired, and so many others after it.
+    fn fill(store: &Store, others: u64) {
+        let mut s = store.blocking_session();
+        let put = Change::Put { value: b"v", expires_at_ms: Some(1000), encoding: 0 };
+        s.rmw(DB, b"due", |_, _| (put, ())).expect("writes");
+        for i in 0..others {
+            s.upsert(DB, &i.to_le_bytes(), &[1; 1000]).expect("writes");
+        }
+        assert_eq!(store.key_count(DB), (1 + others, 1));
+    }
+
+    /// The page's note was taken, the removal refused, and nobody came back: the key stayed for good,
+    /// in every count and in every checkpoint.
+    #[test]
+    fn a_refusal_between_note_and_removal_makes_the_cycle_forget_nothing() {
+        let (_, store, mut cycle) = by_hand();
+        fill(&store, 0);
+        let health = &store.inner().log.health;
+        health.redo(Some("its disk is full".into()));
+        cycle.pages_in_memory();
+        assert_eq!(store.key_count(DB), (1, 1));
+        health.redo(None);
+        cycle.pages_in_memory();
+        assert_eq!(store.key_count(DB), (0, 0));
+    }
+
+    /// The page left memory between the look at it and the removal that was refused.
+    #[test]
+    fn what_is_noted_again_goes_along_with_its_page() {
+        let (_, store, mut cycle) = by_hand();
+        fill(&store, 0);
+        let log = Arc::clone(&store.inner().log);
+        let page = log.geometry.page_start(log.start);
+        assert!(cycle.take_note(page, store.inner().now_ms()));
+        let mut s = store.blocking_session();
+        for i in 0..40u64 {
+            s.upsert(DB, &i.to_le_bytes(), &[1; 1000]).expect("writes");
+        }
+        assert!(log.boundaries.safe_head() > page && log.cold_expiry.locked().is_empty());
+        let due = || vec![(cycle_slot(&store), b"due".to_vec())];
+        log.health.redo(Some("its disk is full".into()));
+        cycle.remove_of(page, due());
+        log.health.redo(None);
+        cycle.pages_on_device();
+        assert_eq!(store.key_count(DB), (40, 0));
+    }
+
+    fn cycle_slot(store: &Store) -> u8 {
+        store.session(|| {}).enter().place(DB)
+    }
+
+    /// The same of a page on the device, for a refusal and for a read that fails.
+    #[test]
+    fn what_cannot_be_removed_from_a_page_on_the_device_is_tried_again() {
+        let (device, store, mut cycle) = by_hand();
+        fill(&store, 40);
+        let log = Arc::clone(&store.inner().log);
+        let page = log.geometry.page_start(log.start);
+        assert!(log.boundaries.safe_head() > page);
+        log.health.redo(Some("its disk is full".into()));
+        cycle.pages_on_device();
+        assert_eq!(store.key_count(DB), (41, 1));
+        log.health.redo(None);
+
+        // The page itself can be read; its record is then read alone.
+        let now = store.inner().now_ms();
+        device.inject(Fault::new(Io::Read, libc::EIO).file(FileId::Segment(1)).after(1));
+        cycle.pages_on_device();
+        device.heal();
+        assert_eq!(store.key_count(DB), (41, 1));
+        let again = log.cold_expiry.locked().get(&page).copied();
+        assert!(again.is_some_and(|at| at > now + 1000), "not at once, and not never: {again:?}");
+        log.cold_expiry.locked().insert(page, now);
+        cycle.pages_on_device();
+        assert_eq!(store.key_count(DB), (40, 0));
     }
 }

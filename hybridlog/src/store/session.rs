@@ -121,6 +121,20 @@ impl Session {
         Alone { inner, participant, ready, tables, generation, scratch, now_ms, _closed: closed }
     }
 
+    /// Waits, on a thread that `notify` unparks and that holds no [`Inside`], until an operation can go
+    /// on, or until `given_up` says so.
+    pub(crate) fn wait_until_called(&mut self, mut given_up: impl FnMut() -> bool) {
+        ferrite_index::assert_unpinned();
+        let mut tokens = Vec::new();
+        loop {
+            self.ready(&mut tokens);
+            if !tokens.is_empty() || given_up() {
+                return;
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(10));
+        }
+    }
+
     /// Moves the tokens of operations that can go on to the end of `into`.
     pub fn ready(&mut self, into: &mut Vec<Token>) {
         // A session that rests must not keep a database that was flushed in memory.

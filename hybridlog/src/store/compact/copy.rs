@@ -100,6 +100,8 @@ impl Compaction {
         match removed {
             Ok(true) => Ok(()),
             Ok(false) => Err(Ended::Stopped),
+            // Writes are refused: it goes on as it is, or the log is broken. The next look knows.
+            Err(OperationError::NotWritable(_)) => Ok(()),
             // What cannot be removed now stays where it is.
             Err(e) => Err(Ended::Failed(CompactError::NotWritable(e.to_string()))),
         }
