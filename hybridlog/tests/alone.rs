@@ -1,6 +1,6 @@
 //! Transactions of many commands ([`Session::alone`](ferrite_hybridlog::Session::alone)): whole to
-//! every reader and in every cut, on rings of two pages, beside checkpoints, the expiry cycle and
-//! flushes of databases; and none of these keeps another waiting for ever.
+//! every reader and in every cut, on rings of two pages, beside checkpoints, the expiry cycle,
+//! compaction and flushes of databases; and none of these keeps another waiting for ever.
 
 mod support;
 
@@ -111,8 +111,8 @@ impl Drop for StopAtEnd<'_> {
     }
 }
 
-/// Two sessions of transactions, a reader, flushes, the expiry cycle and checkpoints, of which the
-/// last one is from their midst; then the power goes. And again, on what it left.
+/// Two sessions of transactions, a reader, flushes, the expiry cycle, compaction and checkpoints, of
+/// which the last one is from their midst; then the power goes. And again, on what it left.
 fn transactions(config: &Config, rounds: u64) {
     let mut device = FaultDevice::new();
     {
@@ -154,6 +154,13 @@ fn transactions(config: &Config, rounds: u64) {
                     if i.is_multiple_of(50) {
                         store.flush_database(OTHERS[1]).expect("flushes");
                     }
+                }
+            });
+            scope.spawn(|| {
+                let _stop = StopAtEnd(&stop);
+                while !stop.load(Ordering::Relaxed) {
+                    store.compact().expect("compacts");
+                    std::thread::sleep(Duration::from_millis(1));
                 }
             });
             let _stop = StopAtEnd(&stop);

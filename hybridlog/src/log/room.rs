@@ -36,10 +36,20 @@ impl Grant {
     }
 }
 
+/// Who waits, and what calls it back without room. A log that is broken calls back all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// A session, for its next stay inside: a log that takes no writes, and a gate that closes.
+    Session,
+    /// Compaction, for its next stay inside, which may use the disk's reserve: a gate that closes.
+    Compaction,
+    /// Who has closed the gate, or holds no room when it does. It may use the disk's reserve too.
+    Alone,
+}
+
 struct Waiter {
     words: u64,
-    /// Stays in line while the disk is short of space.
-    privileged: bool,
+    standing: Standing,
     grant: Arc<Grant>,
     token: Token,
     ready: Arc<ReadyQueue>,
@@ -68,29 +78,29 @@ impl RoomQueue {
     /// Joins the queue for `words`; the token becomes ready with the grant filled. The caller
     /// wakes the page thread.
     pub fn join(&self, words: u64, token: Token, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
-        self.enqueue(words, false, token, ready)
+        self.enqueue(words, Standing::Session, token, ready)
     }
 
-    /// The same for who may use the disk's reserve.
+    /// The same for compaction, which may use the disk's reserve.
+    pub fn join_to_copy(&self, words: u64, token: Token, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
+        self.enqueue(words, Standing::Compaction, token, ready)
+    }
+
+    /// The same for who has closed the gate, or gives back what it was granted before it does.
     pub fn join_privileged(&self, words: u64, ready: &Arc<ReadyQueue>) -> Arc<Grant> {
-        self.enqueue(words, true, 0, ready)
+        self.enqueue(words, Standing::Alone, 0, ready)
     }
 
     fn enqueue(
         &self,
         words: u64,
-        privileged: bool,
+        standing: Standing,
         token: Token,
         ready: &Arc<ReadyQueue>,
     ) -> Arc<Grant> {
         let grant = Arc::new(Grant::default());
-        let waiter = Waiter {
-            words,
-            privileged,
-            grant: Arc::clone(&grant),
-            token,
-            ready: Arc::clone(ready),
-        };
+        let waiter =
+            Waiter { words, standing, grant: Arc::clone(&grant), token, ready: Arc::clone(ready) };
         let mut queue = self.lock();
         queue.push_back(waiter);
         self.waiting.store(true, Ordering::Release);
@@ -140,21 +150,26 @@ impl RoomQueue {
     /// Calls back without room who waits for it: the log takes no writes, let them see why. While
     /// that is only for lack of space the privileged stay.
     pub fn dismiss(&self, broken: bool) {
+        self.call_back(|standing| broken || standing == Standing::Session);
+    }
+
+    fn call_back(&self, whom: impl Fn(Standing) -> bool) {
         let mut queue = self.lock();
         queue.retain(|waiter| {
-            let stays = waiter.privileged && !broken;
-            if !stays {
+            let goes = whom(waiter.standing);
+            if goes {
                 waiter.ready.push(waiter.token);
             }
-            stays
+            !goes
         });
         self.waiting.store(!queue.is_empty(), Ordering::Release);
     }
 
-    /// Takes back all room that was granted and not taken, and calls everybody back: for a
-    /// command that runs alone, whose supply must not depend on those who wait at the gate.
+    /// Takes back all room that was granted and not taken, and calls back who would take some at the
+    /// gate: for a command that runs alone, whose supply must not depend on those who wait there. The
+    /// caller has closed it. They join the line only while inside, so none comes before it opens.
     pub fn revoke(&self, tail: &Tail) {
-        self.dismiss(false);
+        self.call_back(|standing| standing != Standing::Alone);
         for grant in self.lock_granted().drain(..) {
             tail.give_back(grant.take());
         }
@@ -259,6 +274,24 @@ mod tests {
         queue.join_privileged(20, &ready);
         queue.dismiss(true);
         assert_eq!(called(&ready), [0], "what is broken stays so");
+    }
+
+    /// Compaction stayed in line, was granted room behind a closed gate and waited there with it.
+    #[test]
+    fn a_gate_that_closes_calls_back_whoever_goes_through_it() {
+        let (tail, queue, ready) = (Tail::new(64, 164, 64), RoomQueue::default(), ready());
+        assert!(tail.grant(100));
+        let session = queue.join(10, 1, &ready);
+        let compaction = queue.join_to_copy(10, 2, &ready);
+        let cut = queue.join_privileged(10, &ready);
+        queue.dismiss(false);
+        assert_eq!(called(&ready), [1], "compaction may use the disk's reserve");
+        queue.revoke(&tail);
+        assert_eq!(called(&ready), [2]);
+        tail.give_back(100);
+        queue.serve(&tail, false);
+        assert_eq!(called(&ready), [0]);
+        assert_eq!((session.take(), compaction.take(), cut.take()), (0, 0, 10));
     }
 
     #[test]

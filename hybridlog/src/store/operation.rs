@@ -170,6 +170,19 @@ impl Operation {
         log.wake();
     }
 
+    /// The same for compaction. It is called while inside, like all who take their room there: so who
+    /// closes the gate finds them in line, or holding a grant that can be taken back.
+    pub(crate) fn wait_for_room_to_copy(
+        &mut self,
+        words: u64,
+        log: &Arc<Log>,
+        ready: &Arc<ReadyQueue>,
+    ) {
+        let grant = log.room.join_to_copy(words, self.token, ready);
+        self.state.get_or_insert_default().waiting_for_room = Some((grant, Arc::clone(log)));
+        log.wake();
+    }
+
     /// Asks to be called again when the redo log has room.
     pub(crate) fn wait_for_redo(&mut self, words: u64, inner: &Inner, ready: &Arc<ReadyQueue>) {
         match &inner.redo {

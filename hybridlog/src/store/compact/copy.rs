@@ -4,7 +4,6 @@ use super::{Compaction, Ended};
 use crate::log::health::Shortage;
 use crate::log::scan::records_of;
 use crate::record::{Draft, RecordRef};
-use crate::store::alone::wait_for_room;
 use crate::store::expire::remove_if_expired;
 use crate::store::operation::Operation;
 use crate::store::session::Inside;
@@ -59,7 +58,7 @@ impl Compaction {
         let (mut copied, mut at) = (0, 0);
         while at < records.len() {
             let mut inside = self.session.enter();
-            inside.credit += std::mem::take(&mut self.credit);
+            op.begin(&mut inside.credit);
             let mut blocked = None;
             let mut expired = None;
             while let Some(&(address, record)) = records.get(at) {
@@ -77,6 +76,9 @@ impl Compaction {
                 if expired.is_some() {
                     break;
                 }
+            }
+            if let Some(Blocked::Room(words)) = blocked {
+                op.wait_for_room_to_copy(words, &inside.inner.log, inside.ready);
             }
             drop(inside);
             if let Some(blocked) = blocked {
@@ -124,10 +126,12 @@ impl Compaction {
                     fetched.into_iter().for_each(|fetched| op.keep(fetched));
                 }
             }
-            Blocked::Room(words) => {
+            // The room itself is taken inside: with some in hand at the gate it would keep from it a
+            // command that runs alone and opens the gate afterwards.
+            Blocked::Room(_) => {
                 let mut shortage = Shortage::new(log);
                 let given_up = || control.stop.is_up() || shortage.verdict().is_err();
-                self.credit = wait_for_room(log, words, given_up);
+                self.session.wait_until_called(given_up);
                 let failed = |why| Ended::Failed(CompactError::NotWritable(why));
                 shortage.verdict().map_err(failed)?;
             }

@@ -156,8 +156,6 @@ impl From<Ended> for CompactError {
 pub(crate) struct Compaction {
     inner: Arc<Inner>,
     session: Session,
-    /// Room that was waited for.
-    credit: u64,
 }
 
 impl Compaction {
@@ -172,7 +170,7 @@ impl Compaction {
         let _turn = inner.compaction.turn.locked();
         let thread = std::thread::current();
         let session = Session::new(inner, None, Box::new(move || thread.unpark()));
-        let mut work = Self { inner: Arc::clone(inner), session, credit: 0 };
+        let mut work = Self { inner: Arc::clone(inner), session };
         let outcome = work.pass(below, goes_on);
         inner.compaction.note_outcome(&outcome);
         outcome
@@ -290,12 +288,6 @@ impl Compaction {
         let at = self.inner.compacted_or_begin();
         let at = log.raw.first_written(at).unwrap_or(at.max(log.start));
         (at < limit).then(|| (at, log.raw.end_of_page(at)))
-    }
-}
-
-impl Drop for Compaction {
-    fn drop(&mut self) {
-        self.inner.log.tail.give_back(self.credit);
     }
 }
 

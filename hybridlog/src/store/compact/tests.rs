@@ -3,8 +3,10 @@
 use super::*;
 use crate::device::FileId;
 use crate::device::fault::FaultDevice;
-use crate::{Config, Database};
+use crate::store::operation::ReadyQueue;
+use crate::{Change, Config, Database, Operation, Stop};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 
 const PAGE: u64 = 4096;
 
@@ -101,4 +103,80 @@ fn what_compaction_cannot_pass_is_told_until_it_can() {
     device.flip(next, 100, 3);
     store.compact().expect("compacts");
     assert_eq!(store.stats().compaction_last_error, None);
+}
+
+/// It waited for room, a transaction closed the gate, the room was granted, and compaction took it along
+/// to the gate: the transaction waited for room that it could never have, and everybody for the gate.
+#[test]
+fn compaction_takes_no_room_to_the_gate() {
+    // On a thread of its own: what waits for ever fails the test instead of hanging it.
+    let (running, end) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let _running = running;
+        compact_beside_a_transaction();
+    });
+    let ended = end.recv_timeout(Duration::from_secs(60));
+    assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "each waits for the other");
+    thread.join().expect("no panic");
+}
+
+fn compact_beside_a_transaction() {
+    let mut config = config();
+    (config.mutable_size, config.readonly_size) = (PAGE, PAGE);
+    let store = Store::open_on(config, FaultDevice::new()).expect("opens");
+    fill(&store);
+    let log = &store.inner().log;
+    let ready = std::sync::Arc::new(ReadyQueue::new(Box::new(|| {})));
+
+    // All the room there can be, once every page but the tail's has left memory for one who waits.
+    // With a ticket out it is not granted to that one.
+    let mut held = 0;
+    while held == 0 {
+        held += u64::from(log.tail.grant(1));
+        log.wake();
+    }
+    let everything = log.room.join(1 << 40, 0, &ready);
+    let full = log.geometry.page_start(log.tail.load()) + log.geometry.ring_words();
+    while log.tail.granted() < full {
+        held += u64::from(log.tail.grant(1));
+        log.wake();
+    }
+    assert_eq!(everything.take(), 0);
+    while log.room.is_waiting() {
+        log.wake();
+        std::thread::yield_now();
+    }
+    let compacts = store.clone();
+    let compaction = std::thread::spawn(move || compacts.compact());
+    while !log.room.is_waiting() {
+        assert!(!compaction.is_finished(), "it has records to copy");
+        std::thread::yield_now();
+    }
+
+    // What is wanted next would not fit beside what compaction asked for.
+    let mut session = store.session(|| {});
+    let mut alone = session.alone();
+    log.tail.give_back(held);
+    log.wake();
+    let mut op = Operation::new(0);
+    let mut inside = alone.enter();
+    for value in [[1; 3000], [2; 3000], [3; 3000]] {
+        let put = Change::Put { value: &value, expires_at_ms: None, encoding: 0 };
+        loop {
+            match inside.update(&mut op, Database(0), b"large", |_, _| (put, ())) {
+                Ok(()) => break,
+                Err(Stop::Pending) => {}
+                Err(Stop::Failed(e)) => panic!("{e}"),
+            }
+        }
+    }
+    drop(inside);
+    drop(alone);
+    let done = compaction.join().expect("no panic").expect("compacts");
+    assert!(done.copied_bytes > 0, "{done:?}");
+    let mut s = store.blocking_session();
+    for i in 0..20u64 {
+        assert_eq!(s.read(Database(0), &i.to_le_bytes()), Ok(Some(vec![1; 1000])), "{i}");
+    }
+    assert_eq!(s.read(Database(0), b"large"), Ok(Some(vec![3; 3000])));
 }
