@@ -4,8 +4,8 @@ use crate::OpenError;
 use crate::Progress;
 use crate::device::ALIGNMENT;
 use crate::record::HEADER_LIMIT;
+use crate::sync::Arc;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// [`Config::verify_at_start`] unless it is set: about a second of reading from a solid-state disk,

@@ -1,6 +1,6 @@
 //! How far the opening of a store has come, for whoever watches it meanwhile.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Bytes that an opening reads and has read: the index image and the log. None of the numbers
 /// orders anything, hence `Relaxed`.

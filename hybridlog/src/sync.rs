@@ -1,21 +1,56 @@
-//! The atomics of this crate: the standard library's, or loom's under `--cfg loom`, so that the
-//! production code is what the models explore. Also here: the switch by which `.ci/mutants` takes
-//! one step out of a protocol, to show that a test notices.
+//! Whose atomics, locks and threads this crate runs on: the standard library's, or those that
+//! shuttle schedules under `--cfg shuttle`; the atomics of the models (`AtomicU64` and `fence` here,
+//! not those of `atomic`) are loom's under `--cfg loom`. So the production code is what the models
+//! explore and shuttle runs. Also here: the switch by which `.ci/mutants` takes one step out of a
+//! protocol, to show that a test notices.
 
+#[cfg(not(loom))]
+pub(crate) use atomic::{AtomicU64, fence};
+#[cfg(shuttle)]
+pub(crate) use ferrite_index::scheduled::{
+    Condvar, HashState, Instant, Mutex, MutexGuard, atomic, mpsc, since_1970, thread,
+};
 #[cfg(loom)]
 pub(crate) use modelled::{AtomicU64, fence};
-pub(crate) use std::sync::atomic::Ordering;
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, fence};
-use std::sync::{Mutex, MutexGuard};
+pub(crate) use std::sync::{Arc, OnceLock, PoisonError, Weak, atomic::Ordering};
+#[cfg(not(shuttle))]
+pub(crate) use std::{
+    hash::RandomState as HashState,
+    sync::{Condvar, Mutex, MutexGuard, atomic, mpsc},
+    thread,
+    time::Instant,
+};
 
 /// One turn of a short spin.
 #[inline]
 pub(crate) fn spin() {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     std::hint::spin_loop();
     #[cfg(loom)]
     loom::thread::yield_now();
+    #[cfg(shuttle)]
+    thread::yield_now();
+}
+
+/// The system's clock.
+#[cfg(not(shuttle))]
+pub(crate) fn since_1970() -> std::time::Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Waits while the condition holds, `at_most` so long, and returns the lock.
+pub(crate) fn wait_timeout_while<'a, T>(
+    condvar: &Condvar,
+    mutex: &'a Mutex<T>,
+    at_most: std::time::Duration,
+    condition: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    #[cfg(shuttle)]
+    let waited = ferrite_index::scheduled::wait_timeout_while(condvar, mutex, at_most, condition);
+    #[cfg(not(shuttle))]
+    let waited =
+        condvar.wait_timeout_while(mutex.locked(), at_most, condition).map(|(guard, _)| guard);
+    waited.expect("nothing panics under this lock")
 }
 
 /// Locks a mutex that nobody panics under.

@@ -24,6 +24,7 @@ mod ring;
 #[path = "../src/seqlock.rs"]
 mod seqlock;
 #[path = "../src/sync.rs"]
+#[allow(unused_imports, reason = "the models use a part of these, too")]
 mod sync;
 #[path = "../src/log/tail.rs"]
 mod tail;

@@ -32,7 +32,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// How often a waiter looks before it goes to sleep.
-const SPINS: u32 = if cfg!(loom) { 0 } else { 64 };
+const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 64 };
 
 /// A slot's word when its participant is outside; else `epoch << 1 | came through a gate`.
 const OUTSIDE: u64 = 0;
@@ -386,6 +386,8 @@ pub fn assert_unpinned() {
 mod pins_of_thread {
     #[cfg(all(debug_assertions, not(loom)))]
     mod counted {
+        #[cfg(shuttle)]
+        use crate::scheduled::thread_local;
         use std::cell::Cell;
         thread_local! {
             static PINS: Cell<u32> = const { Cell::new(0) };

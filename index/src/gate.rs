@@ -15,7 +15,7 @@ use std::fmt;
 use std::time::Instant;
 
 /// How often a waiter looks before it goes to sleep.
-const SPINS: u32 = if cfg!(loom) { 0 } else { 64 };
+const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 64 };
 
 /// A gate that participants enter through, and that can be closed.
 ///

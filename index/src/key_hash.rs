@@ -41,6 +41,10 @@ impl HashSecret {
     /// # Errors
     /// What `getrandom` answered, other than an interruption, which is tried again.
     pub fn random() -> io::Result<Self> {
+        if cfg!(shuttle) {
+            // Where keys lie decides what its threads do next, which has to replay.
+            return Ok(Self([7; 16]));
+        }
         let mut bytes = [0u8; 16];
         let mut filled = 0;
         while filled < bytes.len() {

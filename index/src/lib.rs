@@ -17,7 +17,7 @@
 //! | `limit` | how many bytes several indexes may take together |
 //! | `image` | the table as bytes, and back |
 //! | `epoch`, `gate` | pins, grace periods, retired memory; the safepoint |
-//! | `sync` | std's atomics, or loom's |
+//! | `sync`, `scheduled` | std's atomics, or loom's, or those that shuttle schedules |
 
 mod address;
 mod bucket;
@@ -32,6 +32,9 @@ mod latch;
 mod limit;
 mod memory;
 mod overflow;
+#[cfg(shuttle)]
+#[doc(hidden)]
+pub mod scheduled;
 mod sync;
 mod table;
 mod walk;

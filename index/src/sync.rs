@@ -1,8 +1,15 @@
 //! The one place that decides whose atomics this crate runs on: std's, or loom's under
-//! `--cfg loom`, so that the production code is what the models explore. Also here: the switch by
-//! which `.ci/mutants` takes one step out of a protocol, to show that a test notices.
+//! `--cfg loom`, so that the production code is what the models explore, or those that shuttle
+//! schedules under `--cfg shuttle`. Also here: the switch by which `.ci/mutants` takes one step out
+//! of a protocol, to show that a test notices.
 
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub(crate) use crate::scheduled::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, fence},
+    thread::yield_now as spin_loop,
+};
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::{
     hint::spin_loop,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence},
@@ -26,15 +33,15 @@ use std::sync::PoisonError;
 
 /// Locks, whatever happened to an earlier holder: what these mutexes guard is consistent between
 /// any two statements, so a panic elsewhere is no reason for a second one here.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use lock_std as lock;
 
-/// The same, for a mutex that is std's even under loom.
+/// The same, for a mutex that is std's even under loom and shuttle.
 #[cfg(not(ferrite_tsan))]
 pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,10 +7,10 @@
 use crate::OpenError;
 use crate::config::{BLOCK_WORDS, Geometry};
 use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request};
+use crate::sync::mpsc::{self, Receiver};
 use crate::tier::raw::{CRCS_A_BLOCK, block_crc};
 use ferrite_index::assert_unpinned;
 use std::io;
-use std::sync::mpsc::{self, Receiver};
 
 pub(crate) type Range = (u64, u64);
 

@@ -11,9 +11,15 @@
 
 use super::manifest::Manifest;
 use crate::config::Geometry;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Duration, Instant};
+use crate::sync::{
+    Instant,
+    atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
+    thread,
+};
+use std::time::Duration;
 
 /// A shell lists the names first and reads the manifest after that: it must not name a file then that
 /// was not there before.
@@ -127,7 +133,7 @@ impl Held {
 pub(crate) fn wait_until_listed(hold: &Hold, last: &Manifest, next: &Manifest, since: Instant) {
     let names = |m: &Manifest| m.newest().map(|c| (c.image.number, c.extents.clone()));
     if hold.duration() > Duration::ZERO && names(last) != names(next) {
-        std::thread::sleep(LISTED_BEFORE.saturating_sub(since.elapsed()));
+        thread::sleep(LISTED_BEFORE.saturating_sub(since.elapsed()));
     }
 }
 

@@ -13,12 +13,11 @@
 use crate::checkpoint::manifest::ImageRef;
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::store::Inner;
-use crate::sync::mutant;
+use crate::sync::{Instant, mutant, thread};
 use crate::tier::raw::block_crc;
 use crc_fast::{CrcAlgorithm, Digest};
 use ferrite_index::{Address, KeyHash, read_image};
 use std::io;
-use std::time::Instant;
 
 const MAGIC: &[u8; 8] = b"FERRIDX1";
 const END: u32 = u32::MAX;
@@ -95,7 +94,7 @@ impl Pace {
     /// Rests for as long as it has worked, unless somebody waits for the end of the work.
     fn rest(&mut self, is_waited_for: bool) {
         if !is_waited_for && !mutant!("image_without_rest") {
-            std::thread::sleep(self.since.elapsed());
+            thread::sleep(self.since.elapsed());
             self.rests += 1;
         }
         self.since = Instant::now();

@@ -32,14 +32,12 @@ use crate::redo;
 use crate::store::Inner;
 use crate::store::alone::wait_for_room;
 use crate::store::tables::Counts;
-use crate::sync::{Locked, mutant};
+use crate::sync::{Arc, Instant, Locked, atomic::Ordering, mutant, thread};
 use ferrite_index::assert_unpinned;
 use hold::Held;
 use manifest::{Checkpoint, ImageRef, Manifest, SlotState};
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
@@ -350,7 +348,7 @@ fn flush_to(inner: &Inner, address: u64) -> Result<(), CheckpointError> {
         refuse_when_broken(inner)?;
         shortage.verdict().map_err(CheckpointError::Device)?;
         log.wake();
-        std::thread::sleep(Duration::from_micros(200));
+        thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }
@@ -375,7 +373,7 @@ fn sync_log(inner: &Inner, cut: u64) -> Result<(), CheckpointError> {
         if let Some(left) = syncs.take(last) {
             break left;
         }
-        std::thread::sleep(Duration::from_micros(200));
+        thread::sleep(Duration::from_micros(200));
     };
     let synced = sync_segments(inner, &mut left);
     if !mutant!("cut_forgets_unsynced") {

@@ -23,13 +23,12 @@ use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
 use crate::store::tables::{Counts, Slot, Tables};
-use crate::sync::mutant;
+use crate::sync::{Arc, mutant};
 use ferrite_index::{
     ALGORITHM_ID, Address, Epoch, HashIndex, HashSecret, IndexConfig, IndexLimit, KeyHash,
     Participant,
 };
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// What a start found.

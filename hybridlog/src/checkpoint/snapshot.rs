@@ -28,10 +28,9 @@ use crate::config::Geometry;
 use crate::device::memory::MemoryDevice;
 use crate::device::{ALIGNMENT, Device, FileId, blocking};
 use crate::log::scan::records_of;
-use crate::sync::{Locked, mutant};
+use crate::sync::{Arc, Locked, Mutex, mutant};
 use crate::tier::raw::{block_crc, side_size};
 use std::io;
-use std::sync::{Arc, Mutex};
 
 const HEAD: &[u8; 8] = b"FERRSNAP";
 const FOOT: &[u8; 8] = b"FERRSEND";

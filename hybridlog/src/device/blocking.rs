@@ -1,9 +1,9 @@
 //! Waiting for a device, for the threads that may.
 
 use super::{ALIGNMENT, Buffer, Bytes, Device, Done, FileId, Request};
+use crate::sync::mpsc;
 use ferrite_index::assert_unpinned;
 use std::io;
-use std::sync::mpsc;
 
 /// Bytes of one request of a long read or write.
 const STEP: usize = 1 << 20;

@@ -8,11 +8,13 @@
 //!   later can be told that all is well, and an acknowledged write would be lost without a word.
 //!   So the bound is exceeded rather than that.
 
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::FileId;
 

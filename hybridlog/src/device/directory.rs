@@ -18,6 +18,10 @@
 //!   stops the open with its name: either it or `checkpoints/` is the data, and only the
 //!   operator knows which.
 
+use crate::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicU8, Ordering},
+};
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -25,8 +29,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::descriptors::{Access, Descriptor, Descriptors};
 use super::{ALIGNMENT, Buffer, FileId};

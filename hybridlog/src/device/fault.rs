@@ -21,11 +21,13 @@
 //! step with [`FaultDevice::cut_at`]. Reads are not steps: a cut at a read leaves what a cut at
 //! the next step leaves.
 
+use crate::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError,
+    thread::{self, JoinHandle},
+};
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::local::shielded;

@@ -7,10 +7,10 @@
 //! Dropping the device waits for everything submitted: each completion has been called when
 //! `drop` returns, unless the last handle is dropped inside a completion.
 
+use crate::sync::Arc;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::directory::Directory;
 use super::posix::PosixEngine;

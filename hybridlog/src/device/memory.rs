@@ -16,16 +16,17 @@
 
 use super::local::shielded;
 use super::{ALIGNMENT, Device, FileId, Mapping, Request, mapping};
-use crate::sync::Locked;
+use crate::sync::{
+    Arc, Locked, Mutex,
+    mpsc::{Receiver, Sender, channel},
+    thread::{self, JoinHandle},
+};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 /// See the module's promises.
 pub(crate) struct MemoryDevice {
@@ -63,7 +64,7 @@ impl Drop for MemoryDevice {
     fn drop(&mut self) {
         drop(self.requests.locked().take());
         if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != thread::current().id()
         {
             // A panic of the thread was reported when it happened.
             drop(thread.join());

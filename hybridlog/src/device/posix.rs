@@ -8,11 +8,13 @@
 //! no bound of their own, since a completion may submit and must not wait for itself; whoever
 //! submits owns a buffer for each request, which is the bound.
 
+use crate::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError,
+    thread::{self, JoinHandle},
+};
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use super::descriptors::Access;
 use super::directory::{self, Directory};

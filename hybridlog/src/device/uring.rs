@@ -13,12 +13,13 @@
 //! Containers often forbid io_uring. [`UringEngine::start`] tries the real ring with the
 //! operations it needs, and says what is missing.
 
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, mpsc,
+    thread::{self, JoinHandle},
+};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use super::Request;
 use super::directory::Directory;

@@ -4,8 +4,7 @@
 //! noted end was last written before that time. Notes are thinned as they become many, oldest and
 //! newest alike, so the answer stays a lower bound and only loses precision.
 
-use crate::sync::Locked;
-use std::sync::{Mutex, MutexGuard};
+use crate::sync::{Locked, Mutex, MutexGuard};
 
 /// Notes that are kept.
 const LIMIT: usize = 1024;

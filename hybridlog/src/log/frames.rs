@@ -9,12 +9,11 @@ use super::page_table::{Moved, PageTable};
 use crate::config::Geometry;
 use crate::device::{ALIGNMENT, Mapping};
 use crate::record::{self, Draft, RecordRef};
-use crate::sync::{AtomicU64, Locked};
+use crate::sync::{Arc, AtomicU64, Locked, Mutex};
 use ferrite_index::{Address, Epoch};
 use std::collections::BTreeMap;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
 
 /// What transparent huge pages are made of.
 const HUGE_PAGE: usize = 2 << 20;

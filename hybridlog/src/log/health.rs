@@ -8,12 +8,14 @@
 
 use super::Log;
 use crate::device::could_not_open;
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Instant, Locked, Mutex,
+    atomic::{AtomicBool, Ordering},
+    mutant,
+};
 use std::fmt::Display;
 use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Whether the log takes writes.
 #[derive(Default)]

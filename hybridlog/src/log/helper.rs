@@ -6,13 +6,15 @@
 use super::Log;
 use super::page_thread::{Outcome, PageWork};
 use crate::device::{ALIGNMENT, Bytes, FileId, Mapping, Request, is_full};
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Arc, Locked,
+    atomic::Ordering,
+    mpsc::{Receiver, Sender, channel},
+    mutant,
+    thread::JoinHandle,
+};
 use crate::tier::raw::{RawSegments, block_crc, side_size};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 pub(crate) enum Job {
     /// Write `[from, to)`, part of one page below `safe_read_only` whose frame stays until both

@@ -4,8 +4,10 @@
 //! admits commands asks [`MemoryLimit::is_full`] before one that takes more. The page thread looks at each
 //! page's turn, so the limit is passed by little more than a page.
 
-use crate::sync::mutant;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use crate::sync::{
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    mutant,
+};
 
 /// Numbers that order nothing, hence `Relaxed`.
 #[derive(Default)]

@@ -28,7 +28,11 @@ pub(crate) mod window;
 use crate::config::{Geometry, MAPPED_PAGES_MAX};
 use crate::device::{Device, Mapping};
 use crate::record::{Draft, RecordRef};
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Arc, Condvar, Instant, Locked, Mutex,
+    atomic::{AtomicU64, Ordering},
+    mutant, thread, wait_timeout_while,
+};
 use crate::tier::raw::{Fetched, RawSegments, ReadFailure};
 use ages::Ages;
 use boundaries::Boundaries;
@@ -40,9 +44,7 @@ use memory::MemoryLimit;
 use room::RoomQueue;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tail::{Reserved, Tail};
 
 /// Where a log begins and what earlier runs left of it.
@@ -271,7 +273,7 @@ impl Log {
         let patience = Instant::now() + LEAVING;
         while self.boundaries.safe_head() < whole && Instant::now() < patience {
             self.wake();
-            std::thread::sleep(Duration::from_micros(200));
+            thread::sleep(Duration::from_micros(200));
         }
         self.boundaries.truncate(begin.min(self.boundaries.safe_head()));
     }
@@ -314,13 +316,8 @@ impl Log {
 
     fn wait_for_wake(&self, at_most: Duration) {
         assert_unpinned();
-        let asked = self.wake.asked.locked();
-        let (mut asked, _) = self
-            .wake
-            .changed
-            .wait_timeout_while(asked, at_most, |asked| !*asked)
-            .expect("nothing panics under this lock");
-        *asked = false;
+        let Wake { asked, changed } = &self.wake;
+        *wait_timeout_while(changed, asked, at_most, |asked| !*asked) = false;
     }
 }
 

@@ -22,12 +22,14 @@ use super::syncs::Syncs;
 use super::window::Window;
 use crate::config::BLOCK_WORDS;
 use crate::device::{ALIGNMENT, FileId, Mapping, could_not_open, is_full};
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Arc, Instant, Locked, Mutex,
+    atomic::{AtomicBool, Ordering},
+    mutant,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Writes in flight at once.
 const FLUSH_DEPTH: usize = 16;

@@ -6,10 +6,12 @@
 
 use super::tail::Tail;
 use crate::store::operation::{ReadyQueue, Token};
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Arc, Locked, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    mutant,
+};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Room in words, on its way to whoever asked for it.
 #[derive(Default)]

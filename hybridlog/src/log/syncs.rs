@@ -17,9 +17,8 @@
 //! * A sync that failed has broken the log before its segment stops being under way, so a checkpoint
 //!   that waited for it is refused.
 
-use crate::sync::{Locked, mutant};
+use crate::sync::{Locked, Mutex, mutant};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 
 #[derive(Default)]
 pub(crate) struct Syncs(Mutex<State>);

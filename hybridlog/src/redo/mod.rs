@@ -22,14 +22,16 @@ pub use entry::{RedoEffect, RedoEntry};
 
 use crate::store::Inner;
 use crate::store::operation::{ReadyQueue, Token};
-use crate::sync::{Locked, mutant};
+use crate::sync::{
+    Arc, Locked, Mutex, OnceLock,
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence},
+    mutant,
+    thread::{self, Thread},
+};
 use entry::Raw;
 use ferrite_index::{KeyHash, assert_unpinned};
 use ring::{Header, Reserved, Ring};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::Thread;
 use std::time::Duration;
 
 /// Stripes of keys whose last entries are remembered for readers.
@@ -384,7 +386,7 @@ impl RedoReader {
     /// From now on writes leave entries. At a safepoint, once.
     pub(crate) fn begin(inner: Arc<Inner>) -> Self {
         let redo = inner.redo.as_ref().expect("the caller has looked");
-        *redo.reader.locked() = Some(std::thread::current());
+        *redo.reader.locked() = Some(thread::current());
         let mut databases = vec![0; 256];
         for (database, slot) in (0..).zip(&inner.tables().1.map) {
             databases[usize::from(*slot)] = database;
@@ -402,7 +404,7 @@ impl RedoReader {
 
     /// To be called on the thread that reads, before it sleeps for the first time.
     pub fn move_here(&self) {
-        *self.redo().reader.locked() = Some(std::thread::current());
+        *self.redo().reader.locked() = Some(thread::current());
     }
 
     /// The next entry, if it is there.
@@ -467,7 +469,7 @@ impl RedoReader {
         assert_unpinned();
         let redo = self.redo();
         if redo.lingering.load(Ordering::Acquire) {
-            std::thread::park_timeout(at_most);
+            thread::park_timeout(at_most);
             redo.lingering.store(false, Ordering::Relaxed);
         }
     }
@@ -497,7 +499,7 @@ impl RedoReader {
         let waits = redo.waiting.load(Ordering::SeqCst) && redo.ring.tail() > self.at;
         if redo.ring.header(self.at).is_none() && !waits {
             redo.lingering.store(true, Ordering::Relaxed);
-            std::thread::park_timeout(at_most);
+            thread::park_timeout(at_most);
         }
         redo.sleeping.store(false, Ordering::Relaxed);
     }
@@ -577,7 +579,7 @@ pub(crate) fn wait_until_cut(inner: &Inner, mark: u64) {
         && !mutant!("checkpoint_without_its_part")
     {
         redo.ring_bell();
-        std::thread::sleep(Duration::from_micros(200));
+        thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -587,11 +589,11 @@ pub(crate) fn wait_until_cut(inner: &Inner, mark: u64) {
 pub(crate) fn wait_while_full(inner: &Inner, words: u64) {
     assert_unpinned();
     let Some(redo) = &inner.redo else { return };
-    let thread = std::thread::current();
+    let thread = thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
     while redo.is_active() && !redo.has_room(words) {
         redo.wait_for_room(words, 0, &ready);
-        std::thread::park_timeout(Duration::from_millis(20));
+        thread::park_timeout(Duration::from_millis(20));
     }
 }
 

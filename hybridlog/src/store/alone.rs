@@ -20,8 +20,8 @@ use crate::OperationError;
 use crate::log::Log;
 use crate::log::health::Shortage;
 use crate::redo;
+use crate::sync::{Arc, thread};
 use ferrite_index::{Closed, Participant, Pin};
-use std::sync::Arc;
 
 /// A command of several keys that has found some latch taken so often runs alone.
 pub(crate) const PATIENCE: u32 = 8;
@@ -325,7 +325,7 @@ impl<'s> Inside<'s> {
     fn unblock(&mut self, op: &mut Operation, blocked: Blocked) -> Result<(), Blocked> {
         self.pin = None;
         match blocked {
-            Blocked::Busy => std::thread::yield_now(),
+            Blocked::Busy => thread::yield_now(),
             Blocked::Fetch(missing) => {
                 for address in missing {
                     let fetched = self.inner.log.fetch_blocking(address);
@@ -381,13 +381,13 @@ fn failed_half_way(blocked: &Blocked) {
 /// use the disk's reserve: a full disk does not dismiss them, but they may give up.
 pub(crate) fn wait_for_room(log: &Arc<Log>, words: u64, mut give_up: impl FnMut() -> bool) -> u64 {
     ferrite_index::assert_unpinned();
-    let thread = std::thread::current();
+    let thread = thread::current();
     let ready = Arc::new(ReadyQueue::new(Box::new(move || thread.unpark())));
     let grant = log.room.join_privileged(words, &ready);
     log.wake();
     let mut tokens = Vec::new();
     while tokens.is_empty() && !give_up() {
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
+        thread::park_timeout(std::time::Duration::from_millis(50));
         ready.drain(&mut tokens);
     }
     // Nothing if it gave up: the queue passes over a grant that was taken.

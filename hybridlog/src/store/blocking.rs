@@ -6,6 +6,7 @@ use super::session::{Inside, Session};
 use super::tables::Database;
 use super::value::{Change, Value};
 use crate::OperationError;
+use crate::sync::thread;
 use ferrite_index::assert_unpinned;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ impl Store {
     /// A session for the calling thread, which may wait in its operations. It must stay on the
     /// thread that made it.
     pub fn blocking_session(&self) -> BlockingSession {
-        let thread = std::thread::current();
+        let thread = thread::current();
         BlockingSession { session: self.session(move || thread.unpark()) }
     }
 }
@@ -49,10 +50,10 @@ impl BlockingSession {
         loop {
             self.session.ready(&mut tokens);
             if !tokens.is_empty() {
-                return std::thread::yield_now();
+                return thread::yield_now();
             }
             // Woken by the session's notify; the limit only covers a stray unpark token.
-            std::thread::park_timeout(Duration::from_millis(100));
+            thread::park_timeout(Duration::from_millis(100));
         }
     }
 

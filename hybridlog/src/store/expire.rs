@@ -12,11 +12,13 @@ use super::{Change, Inner, Session, Stop, Value};
 use crate::OperationError;
 use crate::log::scan::records_of;
 use crate::record::RecordRef;
-use crate::sync::Locked;
+use crate::sync::{
+    Arc, Instant, Locked,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
 use ferrite_index::assert_unpinned;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Between two looks at the pages.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -66,7 +68,7 @@ impl ExpiryCycle {
     /// On the calling thread, which runs it. It holds no handle of the store, so that the last
     /// handle ends it.
     pub fn new(inner: Arc<Inner>) -> Self {
-        let thread = std::thread::current();
+        let thread = thread::current();
         let session = Session::new(&inner, None, Box::new(move || thread.unpark()));
         Self { inner, session, cold_cursor: 0 }
     }
@@ -262,7 +264,7 @@ pub(super) fn remove_if_expired(
                 return Ok(false);
             }
             assert_unpinned();
-            std::thread::sleep(PERIOD);
+            thread::sleep(PERIOD);
             continue;
         }
         let db = inside.tables.map.iter().position(|s| *s == slot);

@@ -15,12 +15,10 @@ use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::Loaded;
 use crate::redo::{Group, Redo};
-use crate::sync::mutant;
+use crate::sync::{Arc, atomic::Ordering, mutant};
 use ferrite_index::{Address, KeyHash, Latch};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The keys of [`Inside::update_many`]: what they hold, and what becomes of them.
 pub struct Many<'a, 'v> {

@@ -53,22 +53,24 @@ use crate::device::{self, Device, FileId};
 use crate::log::page_thread::{PageThread, PageWork};
 use crate::log::{Log, Origin};
 use crate::redo::{self, Redo, RedoReader};
-use crate::sync::Locked;
+use crate::sync::{
+    Arc, Instant, Locked, Mutex, Weak,
+    atomic::{AtomicU64, Ordering},
+    since_1970,
+    thread::{self, JoinHandle},
+};
 use crate::{CheckpointError, OpenError, OperationError};
 use compact::{Compaction, CompactionControl};
 use expire::{ExpiryControl, ExpiryCycle};
 use ferrite_index::{Epoch, Gate, HashSecret, IndexLimit};
 use lock::DirectoryLock;
 use operation::ReadyQueue;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tables::{Counts, Slot, Tables};
 
 /// Sessions and background threads that can be inside at once: the server's limit of workers, and
-/// some.
-const PARTICIPANTS: usize = 256 + 16;
+/// some. Few under shuttle, since each look at them all takes as many of its steps.
+const PARTICIPANTS: usize = if cfg!(shuttle) { 16 } else { 256 + 16 };
 
 /// What all handles of a store share.
 pub(crate) struct Inner {
@@ -596,7 +598,7 @@ impl Store {
 
 /// The system's clock.
 pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    since_1970().as_millis() as u64
 }
 
 impl Inner {
@@ -756,7 +758,7 @@ impl Log {
 }
 
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
         .expect("the system has room for the store's few threads")
@@ -768,8 +770,7 @@ impl Drop for Running {
         self.inner.compaction.stop.raise();
         for thread in [&mut self.expiry_thread, &mut self.compaction_thread] {
             let thread = thread.get_mut().expect("nothing panics under this lock").take();
-            if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
-            {
+            if let Some(thread) = thread.filter(|t| t.thread().id() != thread::current().id()) {
                 drop(thread.join());
             }
         }

@@ -7,11 +7,10 @@ use super::Inner;
 use crate::OperationError;
 use crate::log::Log;
 use crate::log::room::Grant;
-use crate::sync::Locked;
+use crate::sync::{Arc, Locked, Mutex, MutexGuard};
 use crate::tier::raw::{Fetched, ReadFailure};
 use ferrite_index::Address;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The caller's name for one command in flight; comes back from [`crate::Session::ready`].
 pub type Token = u64;

@@ -10,11 +10,10 @@ use super::session::Inside;
 use super::tables::{Database, Slot};
 use super::value::Value;
 use super::write::Blocked;
-use crate::sync::mutant;
+use crate::sync::{Arc, HashState, mutant};
 use ferrite_index::{Address, KeyHash, SharedLatch};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
 
 impl Inside<'_> {
     /// Reads several keys of one database at one instant; `f` gets each key's position.
@@ -53,7 +52,8 @@ impl Inside<'_> {
         let secret = &pinned.inner.secret;
         let hashes: Vec<KeyHash> = keys.iter().map(|key| secret.hash(key)).collect();
         // One share a bucket, however often a key stands: shares are counted in 15 bits.
-        let mut shares: HashMap<u64, SharedLatch<'_>> = HashMap::with_capacity(keys.len());
+        let mut shares: HashMap<u64, SharedLatch<'_>, HashState> =
+            HashMap::with_capacity_and_hasher(keys.len(), HashState::default());
         for hash in &hashes {
             if let Entry::Vacant(vacant) = shares.entry(slot.index.bucket_number(*hash)) {
                 let share = slot.index.latch_shared(pinned.pin, *hash);

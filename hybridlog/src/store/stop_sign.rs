@@ -1,8 +1,7 @@
 //! How a background thread rests, and is told to end.
 
-use crate::sync::Locked;
+use crate::sync::{Condvar, Locked, Mutex, wait_timeout_while};
 use ferrite_index::assert_unpinned;
-use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 /// Down until it is raised, which is for good.
@@ -26,11 +25,6 @@ impl StopSign {
     /// Sleeps; true when it is time to stop.
     pub fn sleep(&self, time: Duration) -> bool {
         assert_unpinned();
-        let is_up = self.is_up.locked();
-        let (is_up, _) = self
-            .raised
-            .wait_timeout_while(is_up, time, |is_up| !*is_up)
-            .expect("nothing panics under this lock");
-        *is_up
+        *wait_timeout_while(&self.raised, &self.is_up, time, |is_up| !*is_up)
     }
 }

@@ -5,10 +5,11 @@
 //! floor in place: records of that slot number below the floor are dead. Both happen at a
 //! safepoint, where the whole `Tables` is replaced; sessions take the new one when they enter.
 
-use crate::sync::Locked;
+use crate::sync::{
+    Arc, Locked, Mutex,
+    atomic::{AtomicBool, AtomicI64, Ordering},
+};
 use ferrite_index::HashIndex;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// A logical database's number, as SELECT names it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]

@@ -9,7 +9,7 @@ use super::value::{Change, Value};
 use super::write::{Blocked, Effect, Target};
 use crate::OperationError;
 use crate::record::{HEADER_LIMIT, KEY_LIMIT};
-use std::sync::atomic::Ordering;
+use crate::sync::atomic::Ordering;
 
 impl Inside<'_> {
     /// Reads one key and writes what `f` makes of it, as one step. `f` may be called more than

@@ -5,8 +5,8 @@ use super::session::{Inside, Random};
 use super::tables::Database;
 use super::value::Value;
 use super::write::Blocked;
+use crate::sync::{Arc, thread};
 use ferrite_index::Address;
-use std::sync::Arc;
 
 /// Empty buckets that one step of a walk passes over.
 const EMPTY_BUCKETS: u32 = 256;
@@ -181,7 +181,7 @@ impl Inside<'_> {
                 if let Some(loaded) = record.try_load(&mut self.scratch.value) {
                     break loaded;
                 }
-                std::thread::yield_now();
+                thread::yield_now();
             };
             if !with_expired && pinned.is_due(loaded.expires_at_ms) {
                 expired.push(record.key().to_vec());

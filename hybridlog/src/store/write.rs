@@ -18,9 +18,8 @@ use super::tables::Slot;
 use crate::OperationError;
 use crate::record::{Draft, in_place_capacity};
 use crate::redo;
-use crate::sync::mutant;
+use crate::sync::{atomic::Ordering, mutant};
 use ferrite_index::{Address, KeyHash, Latch};
-use std::sync::atomic::Ordering;
 
 /// Why an operation must let go of everything and come back.
 pub(crate) enum Blocked {

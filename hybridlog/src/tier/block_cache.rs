@@ -3,9 +3,8 @@
 //! It holds only what can be read back; dropping any of it costs a device read.
 
 use crate::device::{ALIGNMENT, Buffer};
-use crate::sync::Locked;
+use crate::sync::{Arc, Locked, Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Segment and block of its side file.
 pub(crate) type BlockId = (u64, u64);

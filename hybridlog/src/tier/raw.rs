@@ -8,14 +8,15 @@
 use crate::config::Geometry;
 use crate::device::{ALIGNMENT, Buffer, Device, FileId, Request, blocking};
 use crate::record::RecordRef;
-use crate::sync::AtomicU64;
+use crate::sync::{
+    Arc, AtomicU64,
+    atomic::{AtomicU64 as Counter, Ordering},
+    mpsc,
+};
 use crate::tier::block_cache::BlockCache;
 use ferrite_index::{Address, assert_unpinned};
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64 as Counter, Ordering};
-use std::sync::mpsc;
 
 /// Blocks whose checksums fit in one block of the side file.
 pub(crate) const CRCS_A_BLOCK: u64 = (ALIGNMENT / 4) as u64;

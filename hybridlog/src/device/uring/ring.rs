@@ -9,10 +9,10 @@
 //! * There is room in the submission queue for everything that can be in the table, so a push
 //!   never fails.
 
+use crate::sync::{Arc, thread};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
@@ -212,7 +212,7 @@ impl Ring {
                 Some(libc::EINTR | libc::EBUSY) => Ok(()),
                 // No memory for requests at this moment.
                 Some(libc::EAGAIN) => {
-                    std::thread::sleep(Duration::from_millis(1));
+                    thread::sleep(Duration::from_millis(1));
                     Ok(())
                 }
                 _ => Err(error),

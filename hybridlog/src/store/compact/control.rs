@@ -4,9 +4,10 @@ use crate::CompactError;
 use crate::checkpoint::manifest::Manifest;
 use crate::config::Geometry;
 use crate::store::stop_sign::StopSign;
-use crate::sync::Locked;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{
+    Locked, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// What compaction has done since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

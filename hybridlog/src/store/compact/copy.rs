@@ -8,10 +8,9 @@ use crate::store::expire::remove_if_expired;
 use crate::store::operation::Operation;
 use crate::store::session::Inside;
 use crate::store::write::Blocked;
-use crate::sync::mutant;
+use crate::sync::{Arc, mutant, thread};
 use crate::{CompactError, OperationError};
 use ferrite_index::Address;
-use std::sync::Arc;
 
 /// Records in one stay inside.
 const BATCH: usize = 32;
@@ -117,7 +116,7 @@ impl Compaction {
             return Err(Ended::Stopped);
         }
         match blocked {
-            Blocked::Busy => std::thread::yield_now(),
+            Blocked::Busy => thread::yield_now(),
             Blocked::Fetch(missing) => {
                 for address in missing {
                     let fetched = log.fetch_blocking(address);

@@ -39,10 +39,9 @@ use super::{Inner, Store};
 use crate::CompactError;
 use crate::checkpoint;
 use crate::log::space::Space;
-use crate::sync::{Locked, mutant};
+use crate::sync::{Arc, Instant, Locked, mutant, thread};
 use ferrite_index::assert_unpinned;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Between two looks at how much the log takes.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -168,7 +167,7 @@ impl Compaction {
     ) -> Result<Compacted, CompactError> {
         assert_unpinned();
         let _turn = inner.compaction.turn.locked();
-        let thread = std::thread::current();
+        let thread = thread::current();
         let session = Session::new(inner, None, Box::new(move || thread.unpark()));
         let mut work = Self { inner: Arc::clone(inner), session };
         let outcome = work.pass(below, goes_on);
