@@ -114,7 +114,9 @@ impl Totals {
         let now = Self::since_start(context, &context.stats());
         *context.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
         context.errors.reset();
-        context.store.forget_longest_safepoint();
+        if let Some(store) = context.store.get() {
+            store.forget_longest_safepoint();
+        }
         let commands = context.workers.iter().flat_map(|worker| &worker.by_command);
         commands.for_each(|command| command.latency.reset());
     }
