@@ -47,10 +47,10 @@ pub struct Recovered {
 pub enum ReplayError {
     /// The parts do not fit together.
     #[error(
-        "AOF: refused {}: {source}; put the missing files (and the folder `checkpoints`) back, or move all \
+        "AOF: refused {}: {}; put the missing files (and the folder `checkpoints`) back, or move all \
          of the append-only file's parts aside to start without them, or make a new directory of a \
          backup with: ferrite restore --from BACKUP --to NEWDIR",
-        .directory.display()
+        .directory.display(), .source.to_string().replacen("AOF: refused ", "", 1)
     )]
     Chain {
         /// Their folder.
