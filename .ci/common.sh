@@ -21,12 +21,14 @@ use_once() {
     [ "${CI:-}" != true ] || trap "rm -rf '$1'" EXIT
 }
 
-# Optimised builds for models and mutants, with the debug assertions on, in one target directory.
+# Builds for models and mutants, with the debug assertions on, in one target directory. More optimisation
+# costs more time than it saves.
 use_model_builds() {
     target=$target/models
     mkdir -p "$target"
     export CARGO_TARGET_DIR=$target CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=none
     export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
+    export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 }
 
 # RUSTFLAGS of such a build: the environment, FERRITE_MUTANT, says which step is left out, if any.
